@@ -105,7 +105,8 @@ class PrivateSwarmError(UnauthenticatedError):
 
 
 class NotAllowedError(UnauthenticatedError):
-    """A list that the user of one of the two peers keeps (`--allow`, `--deny`) leaves the other out."""
+    """A list that the user of one of the two peers keeps (`--allow`, `--deny`) leaves the other out, or does not name it as an operator
+    (`--operators`)."""
 
     code = "not_allowed"
 

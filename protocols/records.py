@@ -76,6 +76,8 @@ class PeerRecord:
     """Names of models under which it is announced without a unit of them: after a move, or before the first unit."""
     roles: tuple[Role, ...] = ()
     """What it does in training runs."""
+    paused: bool = False
+    """Its operator lets no new sessions begin: for people; its units say `draining`, which every router knows."""
 
     @property
     def names(self) -> frozenset[str]:
@@ -137,6 +139,7 @@ class PeerRecord:
                    "u": self.upload_bytes_s, "d": trips}  # fmt: skip
         table |= {"o": list(self.also)} if self.also else {}
         table |= {"g": roles.pack(self.roles)} if self.roles else {}
+        table |= {"z": True} if self.paused else {}
         packed: bytes = msgpack.packb(table)
         return packed
 
@@ -172,6 +175,7 @@ class PeerRecord:
             round_trips=tuple(_round_trip(pair) for pair in fields.array(header, "d", MAX_ROUND_TRIPS)),
             also=fields.texts({"o": [], **header}, "o", MAX_MODELS, MAX_MODEL_NAME),
             roles=roles.parse({"g": [], **header}, "g"),
+            paused=fields.flag({"z": False, **header}, "z"),
         )
 
 

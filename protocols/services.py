@@ -45,6 +45,7 @@ SESSION = Method(name="session", streaming=True, is_idempotent=False, timeout_s=
 ATTACH = Method(name="attach", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Attach -> Reply, HopLost …
 ABOUT = Method(name="about")  # about.AboutRequest -> about.About
 PROGRESS = Method(name="progress")  # progress.ProgressRequest -> progress.Progress
+ORDER = Method(name="order", is_idempotent=False)  # orders.Order -> orders.Standing
 TRAIN = Method(
     name="train", streaming=True, is_idempotent=False, timeout_s=None
 )  # training.Pass, Gradient -> Output, Result, PassFailed
@@ -69,7 +70,7 @@ DECISION = Method(name="decision", timeout_s=600.0)  # groups.OfGroup -> averagi
 APPLY = Method(name="apply", timeout_s=600.0)  # averaging.Apply -> averaging.Applied
 
 ALL = (
-    *(HELLO, ABOUT, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS),
+    *(HELLO, ABOUT, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS, ORDER),
     *(TRAIN, RUN_STATUS, PUBLISH, LEASE, RESTORE, HOLD, STATE),
     *(CLOSE, CARD, PREPARE, SLICE, DECIDE, DECISION, APPLY),
 )

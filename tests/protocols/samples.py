@@ -27,6 +27,7 @@ from protocols import (
     kept,
     leases,
     masks,
+    orders,
     progress,
     records,
     roles,
@@ -270,6 +271,10 @@ SAMPLES: dict[str, Any] = {
         finished=(leases.Finished(version=7, loss_sum=2.5, num_targets=5, seconds=1.5, closing_s=0.25, num_stages=2, num_bytes=6,
                                   num_redone=1, grad_norm=0.5),),
     ),
+    "order": orders.Order(action="ban", peer=BOB.peer_id, seconds=3_600),
+    "standing": orders.Standing(
+        done="paused: 2 open sessions go on", may=("pause", "ban"), state="paused", bans=(orders.Ban(peer=CAROL.peer_id, seconds=60),)
+    ),
     "group": GROUP,
     "card": CARD,
     "prepare": averaging.Prepare(id=GROUP.id, cards=(CARD, CARD)),
@@ -315,6 +320,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "restored": kept.Restored.parse,
     "lease?": leases.LeaseRequest.parse,
     "lease": leases.LeaseAnswer.parse,
+    "order": orders.Order.parse,
+    "standing": orders.Standing.parse,
     "group": groups.Group.parse,
     "card": cards.Card.parse,
     "prepare": averaging.Prepare.parse,
@@ -626,6 +633,7 @@ def peer_records(draw: st.DrawFn) -> records.PeerRecord:
         round_trips=tuple(draw(st.lists(st.tuples(peers, _milliseconds), max_size=8))),
         also=tuple(draw(st.lists(text(16), max_size=2))),
         roles=tuple(draw(st.lists(all_roles, max_size=2))),
+        paused=draw(st.booleans()),
     )
 
 
@@ -895,6 +903,16 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "hold": st.builds(held.Hold, run=models, kept=_kept),
     "holding": st.builds(held.Holding, version=_versions),
     "restored": st.builds(kept.Restored, version=_versions),
+    "order": st.builds(orders.Order, action=st.sampled_from(("ask", "drain", "pause", "resume", "kill")))
+    | st.builds(orders.Order, action=st.just("ban"), peer=peers, seconds=st.integers(1, orders.MAX_BAN_S))
+    | st.builds(orders.Order, action=st.just("unban"), peer=peers),
+    "standing": st.builds(
+        orders.Standing,
+        done=st.text(_LETTERS, max_size=orders.MAX_DONE),
+        may=st.lists(st.sampled_from(orders.ACTIONS), max_size=len(orders.ACTIONS)).map(tuple),
+        state=st.sampled_from(orders.STATES),
+        bans=st.lists(st.builds(orders.Ban, peer=peers, seconds=st.integers(0, orders.MAX_BAN_S)), max_size=3).map(tuple),
+    ),
     "lease?": st.builds(
         leases.LeaseRequest,
         run=models,

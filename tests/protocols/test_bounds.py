@@ -27,6 +27,7 @@ from protocols import (
     kept,
     leases,
     msgpack_bounds,
+    orders,
     pieces,
     progress,
     run_status,
@@ -262,6 +263,10 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "holding": lambda: held.Holding(version=MAX_VERSION),
     "publish": lambda: run_status.Publish(run=MODEL, version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32))),
     "published": lambda: run_status.Published(version=MAX_VERSION),
+    "order": lambda: orders.Order(action="ban", peer=ALICE.peer_id, seconds=orders.MAX_BAN_S),
+    "standing": lambda: orders.Standing(
+        done=WIDE * orders.MAX_DONE, may=orders.ACTIONS, state="leaving", bans=(orders.Ban(peer=ALICE.peer_id, seconds=orders.MAX_BAN_S),) * orders.MAX_BANS,
+    ),
     "lease?": lambda: leases.LeaseRequest(
         run=MODEL, version=MAX_VERSION, running=tuple(range(4_032, 4_096)), wanted=64, shown=MAX_VERSION,
         done=(leases.Done(index=4_095, loss_sum=1e30, num_targets=1 << 16, num_bytes=1 << 48),) * leases.MAX_DONE,

@@ -221,6 +221,7 @@ WRONG: dict[str, dict[str, object]] = {
     "a trainer with a unit": {"g": [{**GROUP, "r": ["trainer decoder/0:2"]}]},
     "a stage of no blocks": {"g": [{**GROUP, "r": ["stage decoder/2:2"]}]},
     "a role with an escape": {"g": [{**GROUP, "r": ["stage \x1b[31m"]}]},
+    "paused a number": {"z": 1},
     "no weights": {"w": "absent"},
     "no list of weights": {"w": []},
     "nine weights": {"w": [str(MODEL)] * 9},
