@@ -2,8 +2,8 @@
 
 `run_node` shows the whole sequence, from the first look at a checkpoint on.
 
-The caller (the command line, a test) gets `Event`s, and ends the node by cancelling its task: the announcement is withdrawn,
-running steps are finished, and everything that was started is stopped.
+The caller (the command line, a test) gets `Event`s, and ends the node by cancelling its task, as the order of an operator does:
+the announcement is withdrawn, running steps are finished, and everything that was started is stopped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from node import hardware, metrics
@@ -23,6 +24,7 @@ from node.hosting.model_source import OnFetch
 from node.hosting.place import Place, Shared
 from node.joining import meet, peer_config
 from node.measuring import Measures, measuring
+from node.operating.orders import Orders
 from node.placement import neighbours
 from node.placement.announcing import Announcement
 from node.runs.node_run import NodeRun
@@ -35,6 +37,7 @@ from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from protocols.weights_id import Weights
 from swarm import waiting
+from swarm.bans import Bans
 from swarm.meeting import keyring, running_nodes
 from swarm.peer.peer import Peer
 from swarm.suggestion import NodeCommand, invite_command
@@ -56,32 +59,41 @@ async def run_node(
 ) -> None:
     """Join the swarm and serve until this task is cancelled; then leave within LEAVE_S, and raise CancelledError.
 
+    Returns if an operator has ordered this node to leave.
+
     switch: when a node that trains takes micro-batches; None = as `config` says.
 
     Whatever keeps the node from serving is raised as a SwarmError, after everything that was started has been stopped.
     """
+    bans, dispatcher = Bans(), Dispatcher()
+    config = replace(config, entry=replace(config.entry, bans=bans))
+    orders = Orders(dispatcher, bans, on_event, is_test=config.is_test)
     with measuring(config.metrics, on_event) as measures:
-        await _run(config, on_event, on_fetch, waits or Waits(), switch, measures)
+        async with orders.until_left():
+            await _run(config, on_event, on_fetch, waits or Waits(), switch, measures, dispatcher, orders)
 
 
 async def _run(
-    config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch, waits: Waits, switch: PauseSwitch | None, measures: Measures | None
-) -> None:
+    config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch, waits: Waits, switch: PauseSwitch | None, measures: Measures | None,
+    dispatcher: Dispatcher, orders: Orders,
+) -> None:  # fmt: skip
     device = hardware.pick_device(config.device)
-    dispatcher, uploader, device_thread = Dispatcher(), Uploader(config.upload_bytes_s), _device(config)
+    uploader, device_thread = Uploader(config.upload_bytes_s), _device(config)
     frozen = FrozenStages(dispatcher.host_of, device_thread, lambda: hardware.room_bytes(device))
     passes = TrainingServicer(device_thread, frozen=frozen.stage_of, on_sent=uploader.spend)
     training = None if config.run is None else NodeRun(config, device_thread, passes, uploader, dispatcher, on_event, switch)
     about = AboutHere(device, device_thread.tally, tuple if training is None else training.trained)
-    handlers = {**about.handlers(), **dispatcher.handlers(), **uploader.handlers(), **passes.handlers()}
+    handlers = {**about.handlers(), **dispatcher.handlers(), **uploader.handlers(), **passes.handlers(), **orders.handlers()}
     handlers |= training.handlers() if training else {}
     async with Peer(peer_config(config, on_event), handlers) as peer:
+        orders.keep_bans(peer, config.data_dir)
         passes.connect(peer.peer_id, peer.pool)
         if training is not None:
             training.connect(peer)
         with waits.on(waiting.JOINING):
             await meet(config, peer, on_event)
         announcement, places = Announcement(config, peer), list[Place]()
+        orders.connect(peer, announcement)
         if measures is not None:
             _tell_measures(measures, peer, device_thread, dispatcher)
         shared = Shared(
@@ -114,7 +126,7 @@ def _tell_measures(measures: Measures, peer: Peer, device: Device, dispatcher: D
     counts.read_from(metrics.NODE_PEERS, lambda: peer.num_neighbours)
     counts.read_from(metrics.NODE_FREE, lambda: max(0, memory.free_bytes))
     counts.read_from(metrics.NODE_USED, lambda: memory.used_bytes)
-    counts.read_from(metrics.NODE_SESSIONS, lambda: sum([host.num_sessions for host in dispatcher.hosts]))
+    counts.read_from(metrics.NODE_SESSIONS, lambda: dispatcher.num_sessions)
     counts.read_from(metrics.NODE_KEPT, lambda: sum([host.num_kept for host in dispatcher.hosts]))
     counts.read_from(metrics.NODE_WAITING, lambda: sum([host.num_waiting for host in dispatcher.hosts]))
     counts.read_from(metrics.NODE_BLOCKS, lambda: len(_hosted(dispatcher)))

@@ -100,6 +100,9 @@ class NodeConfig:
     entry: Entry = ANYBODY
     """The key of a private swarm, and the lists of whom this node talks to."""
 
+    is_test: bool = False
+    """Whether this is a node of a test swarm, which an operator may kill."""
+
     upload_mbit: float = 0.0
     """What other nodes may fetch of our weights at most, in megabits a second; 0 = no cap."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from protocols.errors import BadRequestError, ConfigError
@@ -29,11 +29,12 @@ PeerList = Path | frozenset[PeerId] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lists:
-    """Where the three lists are."""
+    """Where the lists are."""
 
     allow: PeerList = None
     deny: PeerList = None
     trust: PeerList = None
+    operators: PeerList = None
 
     def read(self) -> Access:
         """The lists as they are now; ConfigError names file, line, what it holds and what was expected."""
@@ -41,7 +42,8 @@ class Lists:
         if allow is not None and not allow:
             where = f"{self.allow} (--allow)" if isinstance(self.allow, Path) else "allow"
             raise ConfigError(f"{where} is empty, so every peer would be refused; expected at least one PeerID, or no list")
-        return Access(allow=allow, deny=_peers("deny", self.deny), trust=_peers("trust", self.trust))
+        deny, trust, operators = _peers("deny", self.deny), _peers("trust", self.trust), _peers("operators", self.operators)
+        return Access(allow=allow, deny=deny, trust=trust, operators=operators)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -104,7 +106,7 @@ def _peers(flag: str, source: PeerList) -> frozenset[PeerId]:
 def changes(before: Access, after: Access) -> str:
     """What is new, for people: `deny: 1 more (…abc123), 0 less`."""
     said = []
-    for name in ("allow", "deny", "trust"):
+    for name in ("allow", "deny", "trust", "operators"):
         old, new = (frozenset(getattr(one, name) or ()) for one in (before, after))
         if old != new:
             said.append(f"{name}: {_named('more', new - old)}, {_named('less', old - new)}")
@@ -119,7 +121,8 @@ def _named(word: str, peers: frozenset[PeerId]) -> str:
 async def keep_reading(
     lists: Lists, gate: Gate, on_change: Callable[[], Awaitable[object]], say: Callable[[str], None], look_s: float = LOOK_S
 ) -> None:
-    """Renew the gate whenever a file has changed, until cancelled. What cannot be read is said, and the lists stay as they were.
+    """Renew the gate whenever a file has changed, or a ban has ended, until cancelled. What cannot be read is said, and the lists stay as
+    they were.
 
     on_change: awaited after a renewal.
     """
@@ -127,6 +130,8 @@ async def keep_reading(
     seen = _stamps(lists)
     while True:
         await asyncio.sleep(look_s)
+        if gate.renew_bans():
+            await on_change()
         now = _stamps(lists)
         if now == used or now != seen:
             seen = now
@@ -138,7 +143,7 @@ async def keep_reading(
             say(f"{error}; the lists stay as they were")
             continue
         before = gate.access
-        if access == before:
+        if replace(access, banned=before.banned) == before:
             continue
         gate.renew(access)
         await on_change()
@@ -147,7 +152,8 @@ async def keep_reading(
 
 def _total(access: Access) -> str:
     allowed = "everybody" if access.allow is None else counted(len(access.allow), "peer")
-    return f"now {allowed} allowed, {len(access.deny)} denied, {len(access.trust)} trusted"
+    obeyed = f", {counted(len(access.operators), 'operator')}" if access.operators else ""
+    return f"now {allowed} allowed, {len(access.deny)} denied, {len(access.trust)} trusted{obeyed}"
 
 
 def _stamps(lists: Lists) -> Stamps:

@@ -44,9 +44,13 @@ class MeetingOptions:
         from swarm.meeting.entering import enter
 
         return enter(
-            swarm=self.swarm, peers=self.peer, data_dir=self.data_dir or places.data_dir(), join=self.join,
-            lists=Lists(allow=self.allow, deny=self.deny, trust=self.trust), identity=self.identity, warn=remark,
+            swarm=self.swarm, peers=self.peer, data_dir=self.data_dir or places.data_dir(), join=self.join, lists=self.lists(),
+            identity=self.identity, warn=remark,
         )  # fmt: skip
+
+    def lists(self) -> Lists:
+        """Of whom this peer talks to."""
+        return Lists(allow=self.allow, deny=self.deny, trust=self.trust)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,8 +122,25 @@ class BlockOptions(PeerOptions):
             "--disk-gb", metavar="GB", help="Keep no more than this many GB of fetched weights on disk; 0 = what is free."
         ),
     ] = 0.0
+    operators: Annotated[
+        Path | None,
+        typer.Option(
+            "--operators",
+            metavar="FILE",
+            help="Obey the peers whose PeerIDs are in FILE, one a line: they may drain, pause and ban here. Read again when it changes; "
+            "default: nobody.",
+            show_default=False,
+        ),
+    ] = None
+    test_swarm: Annotated[
+        bool, typer.Option("--test-swarm", help="Let operators kill this node, too, as kill -9 does: to try what a death costs.")
+    ] = False
     otlp: options.Otlp = None
     quiet: Annotated[bool, typer.Option("--quiet", help="Leave out the line of work that is printed once a minute.")] = False
+
+    def lists(self) -> Lists:
+        """With the operators of this node."""
+        return dataclasses.replace(super().lists(), operators=self.operators)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

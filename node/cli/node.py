@@ -80,9 +80,10 @@ def host(
     async def hosted(hear: OnEvent) -> None:
         if config.run is None:
             await run_node(config, hear, progress.show, waits)
-            return
-        with Switching(config.train_hours) as switching:
-            await run_node(config, switching.heard(hear), progress.show, waits, switching.switch)
+        else:
+            with Switching(config.train_hours) as switching:
+                await run_node(config, switching.heard(hear), progress.show, waits, switching.switch)
+        signal.raise_signal(signal.SIGTERM)  # an operator has ordered it: the rest of this process ends as by the signal
 
     with (
         following(otlp, "node", config.name) as telemetry,
@@ -144,6 +145,7 @@ def read(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = Non
         device=flags.device,
         dtype=flags.dtype,
         name=flags.name,
+        is_test=flags.test_swarm,
         identity=flags.identity,
         data_dir=data_dir,
         upload_mbit=flags.upload_mbit,

@@ -36,6 +36,8 @@ class Announcement:
 
     def __init__(self, config: NodeConfig, peer: Peer) -> None:
         self._peer, self._parts = peer, list[Announced]()
+        self.is_paused = self.is_leaving = False
+        """As an operator has ordered: no new sessions, or the end of this node in some seconds."""
         self._record = PeerRecord(
             peer=peer.peer_id,
             name=config.name,
@@ -56,6 +58,7 @@ class Announcement:
         """This node now."""
         trips = tuple(self._peer.round_trips_ms.items())[-MAX_ROUND_TRIPS:]
         state = "serving" if any(part.is_serving for part in self._parts) else "joining"
+        state = "draining" if self.is_leaving else state
         hosted = [one for part in self._parts for one in part.hosted()]
         return replace(
             self._record,
@@ -64,6 +67,7 @@ class Announcement:
             round_trips=trips,
             hosted=tuple(replace(one, state="" if one.state == state else one.state) for one in hosted),
             roles=tuple(role for part in self._parts for role in part.roles),
+            paused=self.is_paused and not self.is_leaving,
         ).fitted()
 
     async def tell(self) -> None:

@@ -40,6 +40,9 @@ class Announcing(handover.Announcing, Protocol):
     me: PeerId
     hosts: list[Host]
 
+    @property
+    def is_paused(self) -> bool: ...
+
     def claims_by_peer(self, records: Sequence[PeerRecord]) -> list[span_choice.Claims]: ...
 
     def as_member(self, span: Span) -> Member: ...
@@ -99,7 +102,9 @@ class Mover:
                 log.warning("no better place for this node, for now: %s", error)
 
     async def look(self) -> bool:
-        """Look, decide, and move if that is better for all. True if this node moved."""
+        """Look, decide, and move if that is better for all. True if this node moved. A node that is paused keeps its blocks."""
+        if self.presence.is_paused:
+            return False
         records = await self.presence.records()
         known = self._claims_by_peer(records)
         asked = await asyncio.to_thread(watched, self.presence.me, [one.claim for one in known], self.num_blocks)

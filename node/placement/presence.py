@@ -58,6 +58,11 @@ class Presence:
         return span_choice.claims(self.last_seen, self.weights, self.me)
 
     @property
+    def is_paused(self) -> bool:
+        """Whether an operator lets no new sessions begin at this node."""
+        return self._announcement.is_paused or self._announcement.is_leaving
+
+    @property
     def is_alone(self) -> bool:
         """Whether we know no peer, however peers were looked for."""
         return not self._peer.num_neighbours
@@ -153,7 +158,7 @@ class Presence:
 
 
 def _state(host: Host) -> str:
-    return "draining" if host.is_draining else "serving"
+    return "draining" if host.is_draining or host.is_paused else "serving"
 
 
 @dataclass(frozen=True, slots=True)

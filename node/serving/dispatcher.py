@@ -25,14 +25,32 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._hosts: dict[tuple[Weights, Blocks], Host] = {}
+        self._is_paused = False
 
     @property
     def hosts(self) -> tuple[Host, ...]:
         """All of them, the newest last; from any thread."""
         return tuple(self._hosts.values())
 
+    @property
+    def is_paused(self) -> bool:
+        """No session begins at any host, those to come included."""
+        return self._is_paused
+
+    @is_paused.setter
+    def is_paused(self, is_paused: bool) -> None:
+        self._is_paused = is_paused
+        for host in self._hosts.values():
+            host.pause(is_paused)
+
+    @property
+    def num_sessions(self) -> int:
+        """Open sessions of all hosts; from any thread."""
+        return sum([host.num_sessions for host in self.hosts])
+
     def open(self, host: Host) -> None:
-        """From now on, sessions reach the host. It has started."""
+        """From now on, sessions reach the host. It has started. If this node is paused, the host is, too."""
+        host.pause(self._is_paused)
         self._hosts[_key(host)] = host
 
     def close(self, host: Host) -> None:

@@ -95,6 +95,10 @@ class Host:
         if self._hops is not None:
             self._hops.is_draining = True
 
+    def pause(self, is_paused: bool) -> None:
+        """Refuse new sessions, or take them again; open ones continue. It has started."""
+        self.hops.is_paused = is_paused
+
     def before_end(self, ending: Callable[[], Awaitable[None]]) -> None:
         """Await `ending()` once, in `stop`, while the tensors of `engines` are still as they are."""
         self._endings.append(ending)
@@ -114,6 +118,11 @@ class Host:
     def is_draining(self) -> bool:
         """Whether new sessions are refused because this span is about to be given up."""
         return self._hops is not None and self._hops.is_draining
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether new sessions are refused because an operator said so."""
+        return self._hops is not None and self._hops.is_paused
 
     def load(self) -> Load:
         """Free tokens, waiting steps and speed, for the node's record in the directory."""

@@ -100,6 +100,8 @@ class Hops:
         self._gate, self._clock = gate or Gate(), clock
         self.served = served
         self.is_draining = False
+        self.is_paused = False
+        """No session begins here, and those that are open go on: an operator's word."""
         self._links, self._new_compute, self._limits = links, new_compute, limits
         self._hops: dict[tuple[PeerId, SessionId, Span], Hop] = {}
         self._closed = Closed()
@@ -168,6 +170,8 @@ class Hops:
     def _create(self, grant: Grant, index: int) -> Hop:
         if self.is_draining:
             raise DrainingError("this peer is leaving the swarm: try another one")
+        if self.is_paused:
+            raise DrainingError("an operator has paused this peer, and it takes no new sessions: try another one")
         if sum(client == grant.client for client, _, _ in self._hops) >= self._limits.max_sessions_per_client:
             raise OverloadedError(
                 f"you hold {counted(self._limits.max_sessions_per_client, 'session')} here, "

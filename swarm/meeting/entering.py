@@ -16,6 +16,7 @@ from protocols.swarm_key import SwarmKey
 from protocols.words import counted
 from swarm.access import Access, Gate
 from swarm.access_lists import NO_LISTS, Lists
+from swarm.bans import Bans
 from swarm.dht.address import PeerAddress
 from swarm.meeting import invitation, keyring
 from swarm.meeting.invitation import Invitation
@@ -35,9 +36,17 @@ class Entry:
     identity: Path | None = None
     """Identity file of a client; None = a fresh identity each time."""
 
+    bans: Bans | None = None
+    """Of an operator: shared by all peers that enter with this; None = there never are any."""
+
+    @property
+    def changes(self) -> bool:
+        """May lists or bans change while a peer runs?"""
+        return bool(self.lists.files) or self.bans is not None
+
     def gate(self) -> Gate:
-        """Key and lists, for the parts of a peer."""
-        return Gate(self.key, self.lists.read())
+        """Key, lists and bans, for the parts of a peer."""
+        return Gate(self.key, self.lists.read(), self.bans)
 
 
 ANYBODY = Entry()

@@ -112,7 +112,7 @@ class Peer(Greeter):
         config = self.config
         self._stack.callback(self.finder.write_down)
         self._own(self.finder.keep_writing_down)
-        if config.entry.lists.files:
+        if config.entry.changes:
             self._own(lambda: keep_reading(config.entry.lists, self.gate, self.pool.forget_refused, self.finder.say))
         self._own(self._contacts.keep_joined)
         self._own(lambda: self._keeper.keep_alive(self._come_back))

@@ -53,7 +53,7 @@ class ThinPeer(Greeter):
         find.check(bootstrap)
         super().__init__(Hello(software="murmuration (thin)", swarm=swarm), entry)
         self._given = [PeerAddress.parse(address) for address in bootstrap]
-        self._swarm, self._lists = swarm, entry.lists
+        self._swarm, self._entry = swarm, entry
         self._watching: asyncio.Task[None] | None = None
         self._refusal: SwarmError | None = None
         """Why a given peer does not take us, and perhaps no other does."""
@@ -68,8 +68,9 @@ class ThinPeer(Greeter):
         except BaseException:
             await self.close()
             raise
-        if self._lists.files:
-            self._watching = asyncio.create_task(keep_reading(self._lists, self.gate, self.pool.forget_refused, self.finder.say))
+        if self._entry.changes:
+            reading = keep_reading(self._entry.lists, self.gate, self.pool.forget_refused, self.finder.say)
+            self._watching = asyncio.create_task(reading)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -6,6 +6,7 @@ They also hold after a list has changed while the node runs.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -14,13 +15,16 @@ from hivemind.dht.routing import DHTID
 from hivemind.p2p import PeerID
 
 from protocols import services
-from protocols.errors import ConfigError, NotAllowedError, SwarmError
+from protocols.errors import BadRequestError, ConfigError, NotAllowedError, SwarmError
 from protocols.identity import Identity, from_seed
 from protocols.ids import PeerId
 from protocols.inference import Open
+from protocols.orders import MAX_BANS
 from swarm.access import EVERYBODY, Access, Gate
 from swarm.access_lists import Lists, changes, keep_reading, of_argument, parse
+from swarm.bans import Bans
 from swarm.client.connection import Settings, entered
+from swarm.clock import Clock
 from swarm.dht.address import PeerAddress
 from swarm.meeting.entering import Entry
 from swarm.peer.config import PeerConfig
@@ -291,3 +295,68 @@ async def test_lists_are_read_again_and_a_broken_file_changes_nothing(tmp_path: 
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
+
+
+# --- bans of an operator
+
+
+def banning(tmp_path: Path, now_s: list[float]) -> Bans:
+    return Bans(tmp_path / "bans.json", Clock(unix_s=lambda: now_s[0]))
+
+
+def test_a_ban_is_as_good_as_deny_ends_by_itself_and_survives_a_restart(tmp_path: Path) -> None:
+    now_s = [1_000.0]
+    bans = banning(tmp_path, now_s)
+    gate = Gate(access=Access(trust=ids(ONE), operators=ids(ONE)), bans=bans)
+    bans.add(ONE.peer_id, 60)
+    assert gate.renew_bans() and not gate.renew_bans()
+    access = gate.access
+    questions = (
+        access.may_call,
+        access.may_be_dialled,
+        access.may_be_seen,
+        access.may_open_session,
+        access.is_trusted,
+        access.may_order,
+    )
+    assert not any(question(ONE.peer_id) for question in questions) and access.may_call(TWO.peer_id) and access.is_limited
+    with pytest.raises(NotAllowedError, match="an operator has banned it; ask another peer"):
+        gate.check_caller(ONE.peer_id)
+    gate.renew(Access(trust=ids(TWO)))
+    assert not gate.access.may_call(ONE.peer_id), "new lists forgive nothing"
+    again = banning(tmp_path, now_s)
+    assert again.now() == ids(ONE) and [(ban.peer, ban.seconds) for ban in again.listed()] == [(ONE.peer_id, 60)]
+    now_s[0] += 60.5
+    assert gate.renew_bans() and gate.access.may_call(ONE.peer_id) and again.listed() == ()
+
+
+def test_bans_are_bounded_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    now_s = [1_000.0]
+    bans = banning(tmp_path, now_s)
+    many = [from_seed(number.to_bytes(32, "big")).peer_id for number in range(MAX_BANS)]
+    (tmp_path / "bans.json").write_text(json.dumps({"bans": dict.fromkeys(many, 2_000.0)}))
+    bans.keep_in(tmp_path / "bans.json")
+    with pytest.raises(BadRequestError, match="256 peers are banned here"):
+        bans.add(ONE.peer_id, 60)
+    bans.add(many[0], 5_000)  # a longer one of the same peer takes no place
+    assert bans.lift(many[0]) and not bans.lift(many[0])
+    bans.add(ONE.peer_id, 60)
+    for damaged in (
+        "[]",
+        '{"bans": {"bob": 1}}',
+        '{"bans": [1]}',
+        json.dumps({"bans": {many[0]: 1e400}}),
+        "{" * 5_000,
+        "x" * 70_000,
+    ):
+        (tmp_path / "bans.json").write_text(damaged)
+        with pytest.raises(ConfigError, match="are damaged"):
+            banning(tmp_path, now_s)
+
+
+def test_a_ban_that_cannot_be_kept_is_none(tmp_path: Path) -> None:
+    bans = Bans(tmp_path / "folder" / "bans.json")
+    (tmp_path / "folder").write_text("no folder")
+    with pytest.raises(ConfigError, match="bans cannot be kept"):
+        bans.add(ONE.peer_id, 60)
+    assert bans.now() == frozenset()

@@ -265,7 +265,8 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "published": lambda: run_status.Published(version=MAX_VERSION),
     "order": lambda: orders.Order(action="ban", peer=ALICE.peer_id, seconds=orders.MAX_BAN_S),
     "standing": lambda: orders.Standing(
-        done=WIDE * orders.MAX_DONE, may=orders.ACTIONS, state="leaving", bans=(orders.Ban(peer=ALICE.peer_id, seconds=orders.MAX_BAN_S),) * orders.MAX_BANS,
+        done=WIDE * orders.MAX_DONE, may=orders.ACTIONS, state="leaving",
+        bans=(orders.Ban(peer=ALICE.peer_id, seconds=orders.MAX_BAN_S),) * orders.MAX_BANS,
     ),
     "lease?": lambda: leases.LeaseRequest(
         run=MODEL, version=MAX_VERSION, running=tuple(range(4_032, 4_096)), wanted=64, shown=MAX_VERSION,

@@ -1,0 +1,1 @@
+"""What a node does for those whom its owner named as operators."""

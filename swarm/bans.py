@@ -1,0 +1,101 @@
+"""Peers that an operator has banned here, each until a time.
+
+They are kept in a file, so that a restart forgives nothing. A peer is banned as it proves itself: by its PeerID. Who makes a new identity
+is another peer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from protocols.errors import BadRequestError, ConfigError
+from protocols.ids import PeerId, parse_peer_id
+from protocols.orders import MAX_BAN_S, MAX_BANS, Ban
+from swarm import files
+from swarm.clock import SYSTEM, Clock
+
+_MAX_BYTES = 1 << 16
+
+
+class Bans:
+    """What is banned now; one for each node, and one for all peers of a gateway. Methods belong to one event loop."""
+
+    def __init__(self, path: Path | None = None, clock: Clock = SYSTEM) -> None:
+        """path: read now, and written at each change. ConfigError if it is damaged. None = kept in memory until `keep_in`."""
+        self._path, self._clock = path, clock
+        self._until_s: dict[PeerId, float] = {} if path is None else _read(path)
+
+    def keep_in(self, path: Path) -> None:
+        """From now on those of the file are banned, too, and the file is written. ConfigError if it is damaged."""
+        self._until_s = {**_read(path), **self._until_s}
+        self._path = path
+
+    def now(self) -> frozenset[PeerId]:
+        """Those whose time is not over."""
+        now_s = self._clock.unix_s()
+        return frozenset(peer for peer, until_s in self._until_s.items() if until_s > now_s)
+
+    def listed(self) -> tuple[Ban, ...]:
+        """The same with their seconds, those that end first before others."""
+        now_s, banned = self._clock.unix_s(), self.now()
+        left = [Ban(peer=peer, seconds=_seconds(until_s - now_s)) for peer, until_s in self._until_s.items() if peer in banned]
+        return tuple(sorted(left, key=lambda ban: (ban.seconds, ban.peer)))
+
+    def add(self, peer: PeerId, seconds: int) -> None:
+        """Ban it from now on, for so long. BadRequestError if there are MAX_BANS others; ConfigError, and no ban, if it cannot be kept."""
+        now = self.now()
+        if peer not in now and len(now) >= MAX_BANS:
+            raise BadRequestError(f"{MAX_BANS} peers are banned here, as many as may be at once: lift a ban first")
+        self._keep({**self._until_s, peer: self._clock.unix_s() + seconds})
+
+    def lift(self, peer: PeerId) -> bool:
+        """End a ban. Returns whether there was one. ConfigError, and the ban stays, if that cannot be kept."""
+        was_banned = peer in self.now()
+        self._keep({one: until_s for one, until_s in self._until_s.items() if one != peer})
+        return was_banned
+
+    def _keep(self, until_s: dict[PeerId, float]) -> None:
+        now_s = self._clock.unix_s()
+        kept = {peer: end_s for peer, end_s in until_s.items() if end_s > now_s}
+        if self._path is not None:
+            try:
+                files.replace(self._path, json.dumps({"bans": kept}, indent=1) + "\n")
+            except OSError as error:
+                raise ConfigError(
+                    f"bans cannot be kept in {self._path}: {error.strerror}; make space there, or name another --data-dir"
+                ) from None
+        self._until_s = kept
+
+
+def _seconds(left_s: float) -> int:
+    return min(MAX_BAN_S, max(1, math.ceil(left_s)))
+
+
+def _read(path: Path) -> dict[PeerId, float]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"the bans in {path} cannot be read: {error.strerror}") from None
+    try:
+        return _parsed(data)
+    except (BadRequestError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(
+            f"the bans in {path} are damaged ({str(error)[:200]}); remove the file, and ban again whom you want to"
+        ) from None
+
+
+def _parsed(data: bytes) -> dict[PeerId, float]:
+    if len(data) > _MAX_BYTES:
+        raise ValueError(f"more than {_MAX_BYTES} bytes")
+    listed = json.loads(data)["bans"]
+    if not isinstance(listed, dict) or len(listed) > MAX_BANS:
+        raise ValueError(f"expected at most {MAX_BANS} peers with their times")
+    found = {parse_peer_id(peer): float(until_s) for peer, until_s in listed.items()}
+    if not all(0 <= until_s < 1e12 for until_s in found.values()):
+        raise ValueError("a time is no Unix time")
+    return found
