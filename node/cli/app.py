@@ -31,6 +31,7 @@ from node.cli import (
     host_commands,
     key_commands,
     machine_commands,
+    operator_commands,
     stopping,
     surface,
     train_commands,
@@ -47,6 +48,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
         "up": host_commands.up_command,
         "invite": host_commands.invite_command,
         "keys": key_commands.keys_app,
+        "operator": operator_commands.operator_app,
     },
     "Ask a model": {
         "generate": ask_commands.generate_command,

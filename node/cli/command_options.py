@@ -72,6 +72,13 @@ class BenchOptions(MeetingOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class OperatorOptions(MeetingOptions):
+    """Of an operator: whose key it is."""
+
+    operator_key: options.OperatorKey = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PeerOptions(MeetingOptions):
     """Of a peer that others call: a node or a trainer."""
 

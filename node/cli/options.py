@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from node.cli import completion
+from protocols.orders import MAX_BAN_S
 
 Model = Annotated[
     str,
@@ -108,6 +109,27 @@ MetricsAt = Annotated[
         "--metrics",
         metavar="[HOST:]PORT",
         help="Count what is done, and let Prometheus read it here; without HOST on this machine only, port 0 = a free one.",
+        show_default=False,
+    ),
+]
+Node = Annotated[
+    str,
+    typer.Argument(
+        metavar="NODE",
+        help="A node's PeerID, its last 6 letters or more, its name if no other has it, or an address that `swarm node` printed.",
+        show_default=False,
+    ),
+]
+Banned = Annotated[str, typer.Argument(metavar="PEER", help="The PeerID that is banned: 52 letters.", show_default=False)]
+BanSeconds = Annotated[
+    int, typer.Option("--seconds", metavar="N", min=1, max=MAX_BAN_S, help="How long the ban holds; up to 30 days.")
+]
+OperatorKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--operator-key",
+        metavar="FILE",
+        help="The secret key of an operator (swarm operator new): orders are given in its name. For a gateway: its page gets buttons.",
         show_default=False,
     ),
 ]

@@ -48,7 +48,18 @@ FLAGS = {
             "--stay",
             "--device",
         ),
-        *("--dtype", "--name", "--model-name", "--upload-mbit", "--disk-gb", "--otlp", "--quiet", *PEER_OPTIONS),
+        *(
+            "--dtype",
+            "--name",
+            "--model-name",
+            "--upload-mbit",
+            "--disk-gb",
+            "--operators",
+            "--test-swarm",
+            "--otlp",
+            "--quiet",
+            *PEER_OPTIONS,
+        ),
     ],
     "up": [
         *(
@@ -64,7 +75,17 @@ FLAGS = {
             "--device",
             "--dtype",
         ),
-        *("--name", "--model-name", "--upload-mbit", "--disk-gb", "--otlp", "--quiet", *PEER_OPTIONS),
+        *(
+            "--name",
+            "--model-name",
+            "--upload-mbit",
+            "--disk-gb",
+            "--operators",
+            "--test-swarm",
+            "--otlp",
+            "--quiet",
+            *PEER_OPTIONS,
+        ),
     ],
     "generate": ["MODEL", "PROMPT", "--prompt-file", *ASKING],
     "chat": ["MODEL", "--system", "--keep-all", "--history", *ASKING],
@@ -78,6 +99,7 @@ FLAGS = {
     "doctor": ["--json", "--listen", "--announce", "--device", *MEETING],
     "cache": ["--json", "--data-dir"],
     "keys": [],
+    "operator": [],
     "top": ["[MODEL]...", "--once", "--json", *MEETING],
     "status": ["[MODEL]", "--json", *MEETING],
     "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--json", "--data-dir"],
@@ -101,6 +123,13 @@ def test_the_commands_and_their_flags_are_these() -> None:
         "list": ["--json", "--data-dir"],
         "revoke": ["NAME", "--json", "--data-dir"],
     }
+    told = ["--json", "--operator-key", *MEETING]
+    assert {name: surface(command) for name, command in group.commands["operator"].commands.items()} == {
+        "new": ["--operator-key", "--json", "--data-dir"],
+        **{name: ["NODE", *told] for name in ("ask", "pause", "resume", "drain", "kill")},
+        "ban": ["NODE", "PEER", "--seconds", *told],
+        "unban": ["NODE", "PEER", *told],
+    }
     assert surface(group) == ["--version", "--debug", "--config", "--log-format"]
 
 
@@ -110,8 +139,8 @@ TALKS_OR_STAYS = {"node", "up", "generate", "chat", "serve", "completion"}
 
 def test_every_command_that_lists_something_does_so_as_json() -> None:
     group: Any = typer.main.get_command(app)
-    leaves = {name: command for name, command in group.commands.items() if name != "keys"}
-    leaves |= {f"{name} {one}": found for name in ("cache", "keys") for one, found in group.commands[name].commands.items()}
+    leaves = {name: command for name, command in group.commands.items() if name not in ("keys", "operator")}
+    leaves |= {f"{name} {one}": found for name in ("cache", "keys", "operator") for one, found in group.commands[name].commands.items()}
     without = {name for name, command in leaves.items() if "--json" not in surface(command)}
     assert without == TALKS_OR_STAYS
     documented = (ROOT / "docs/commands.md").read_text(encoding="utf-8").partition("\n## `--json`")[2].partition("\n## ")[0]
