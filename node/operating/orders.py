@@ -132,14 +132,18 @@ class Orders:
             raise DrainingError("this node is leaving already, and takes no sessions any more")
         self._dispatcher.is_paused = self._announcement.is_paused = is_paused
         await self._tell()
-        return f"paused: {self._open_sessions()} go on, and no new one begins" if is_paused else "takes new sessions again"
+        return (
+            f"paused: no new session begins, {self._open_sessions()} served to the end"
+            if is_paused
+            else "takes new sessions again"
+        )
 
     async def _drain(self) -> str:
         assert self._announcement is not None
         if not self._announcement.is_leaving:
             self._dispatcher.is_paused = self._announcement.is_leaving = True
             self._tasks.keep(self._leave(), "leaving by an order")
-        return f"leaves the swarm: {self._open_sessions()} may go on for {self._drain_s:.0f} s, then at other nodes"
+        return f"leaves the swarm: {self._open_sessions()} served here for {self._drain_s:.0f} s at most, then by other nodes"
 
     async def _tell(self) -> None:
         """Others that do not hear it now hear it with the next renewal, in RECORD_RENEW_S at most."""
@@ -165,7 +169,8 @@ class Orders:
         return f"{short_peer(banned)} is refused and not called for {counted(seconds, 'second')}"
 
     def _open_sessions(self) -> str:
-        return counted(self._dispatcher.num_sessions, "open session")
+        number = self._dispatcher.num_sessions
+        return f"{counted(number, 'open session')} {'is' if number == 1 else 'are'}"
 
 
 def _not_an_operator(peer: PeerId) -> str:

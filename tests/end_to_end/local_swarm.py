@@ -141,7 +141,7 @@ class LocalSwarm:
     def answer(self, ids: torch.Tensor, on_token: OnToken | None = None, model: Any = None, **settings: Any) -> Answer:
         """Ours, by the swarm's client or another `model`. on_token(n, session) is called as token n comes out, from 0."""
         cache = (model or self.model).new_cache()
-        streamer = None if on_token is None else _Watcher(lambda number: on_token(number, cache.journey))
+        streamer = None if on_token is None else Watcher(lambda number: on_token(number, cache.journey))
         try:
             output = (model or self.model).generate(ids, past_key_values=cache, streamer=streamer, **greedy(settings))
         except SwarmError as error:
@@ -176,7 +176,7 @@ def greedy(settings: dict[str, Any]) -> dict[str, Any]:
     return {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False, **settings}
 
 
-class _Watcher(transformers.generation.streamers.BaseStreamer):  # type: ignore[misc]
+class Watcher(transformers.generation.streamers.BaseStreamer):  # type: ignore[misc]
     def __init__(self, on_token: Callable[[int], None]) -> None:
         self._on_token, self._number = on_token, -1
 

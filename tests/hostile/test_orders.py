@@ -1,0 +1,280 @@
+"""Orders: a node obeys whom its owner has listed, and nobody else.
+
+Two real nodes host the same blocks, so that whatever ends at one goes on at the other with the same tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+import torch
+
+from protocols import services
+from protocols.errors import BadRequestError, FrameError, NotAllowedError, PeerUnreachableError, SwarmError
+from protocols.identity import Identity, from_seed
+from protocols.orders import ACTIONS, Order, Standing
+from swarm.client import SwarmModelForCausalLM
+from swarm.peer import operator
+from swarm.rpc import ChannelPool, status
+from tests.end_to_end.local_swarm import Watcher, greedy
+from tests.end_to_end.processes import NodeProcess, ProcessPool
+from tests.forked import ForkServer
+from tests.node.cli.test_commands import eventually
+
+OPERATOR, STRANGER, BANNED, CLIENT = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
+OnToken = Callable[[int, Any], None]
+
+
+def grpc_address(node: NodeProcess) -> str:
+    return f"127.0.0.1:{int(node.said['multiaddr'].split('/')[4]) + 1}"
+
+
+def order(node: NodeProcess, action: str, by: Identity = OPERATOR, **about: Any) -> Standing:
+    """Give it, and what the node answers."""
+
+    async def give() -> Standing:
+        pool = ChannelPool(by)
+        try:
+            return await operator.give(pool, Order(action=action, **about), node.said["peer"], (grpc_address(node),))
+        finally:
+            await pool.close()
+
+    return asyncio.run(give())
+
+
+def call(node: NodeProcess, request: bytes, by: Identity = OPERATOR, method: services.Method = services.ORDER) -> bytes:
+    async def unary() -> bytes:
+        pool = ChannelPool(by)
+        try:
+            return await (await pool.channel(node.said["peer"], (grpc_address(node),))).unary(method, request)
+        finally:
+            await pool.close()
+
+    return asyncio.run(unary())
+
+
+class Pair:
+    """Two nodes with the same blocks, a client, and what transformers says. The first one is of a test swarm."""
+
+    def __init__(self, pool: ProcessPool, checkpoint: Path, alone: Any) -> None:
+        self._pool, self._checkpoint, self._alone = pool, checkpoint, alone
+        self.operators = pool.folder / "operators.txt"
+        self.operators.write_text(f"{OPERATOR.peer_id}  # Olga\n")
+        self.first = self.start("first", "--test-swarm")
+        self.second = self.start("second", "--peer", self.first.said["multiaddr"])
+        (pool.folder / "client.key").write_bytes(CLIENT.private_bytes)
+        peers = [node.said["multiaddr"] for node in self.nodes]
+        self.model: Any = SwarmModelForCausalLM.from_pretrained(
+            checkpoint, peers=peers, patience_s=30.0, identity=pool.folder / "client.key"
+        )
+
+    def start(self, name: str, *arguments: str) -> NodeProcess:
+        """A node that obeys the operator, with a data directory of its own, ready."""
+        command = [
+            "node",
+            str(self._checkpoint),
+            "--name",
+            name,
+            "--blocks",
+            "0:6",
+            "--listen",
+            "127.0.0.1:0",
+            "--dtype",
+            "float32",
+        ]
+        command += ["--data-dir", str(self._pool.folder / name), "--operators", str(self.operators), "--quiet", *arguments]
+        node = self._pool.start(name, command)
+        node.wait_for("ready")
+        return node
+
+    @property
+    def nodes(self) -> tuple[NodeProcess, NodeProcess]:
+        return self.first, self.second
+
+    def answer(self, seed: int, on_token: OnToken = lambda number, journey: None) -> Any:
+        """An answer of 24 tokens that is what one machine says; the session's journey."""
+        ids = torch.randint(3, 256, (1, 20), generator=torch.Generator().manual_seed(seed))
+        cache = self.model.new_cache()
+        settings = greedy({"past_key_values": cache, "streamer": Watcher(lambda number: on_token(number, cache.journey))})
+        try:
+            output = self.model.generate(ids, **settings)
+        finally:
+            journey = cache.journey
+            cache.close()
+        with torch.no_grad():
+            assert output.tolist() == self._alone.generate(ids, **greedy({})).tolist()
+        return journey
+
+    def used(self, journey: Any) -> NodeProcess:
+        """The node of a route of one hop."""
+        return next(node for node in self.nodes if node.said["peer"] == journey.route[0].peer)
+
+    def other(self, node: NodeProcess) -> NodeProcess:
+        return self.second if node is self.first else self.first
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer, checkpoint: Path, alone: Any) -> Iterator[Pair]:
+    torch.set_num_threads(1)
+    with ProcessPool(tmp_path_factory.mktemp("orders"), fork_server) as pool:
+        made = Pair(pool, checkpoint, alone)
+        yield made
+        made.model.close()
+
+
+def why_refused(node: NodeProcess, by: Identity) -> str:
+    """Why it may not even ask; "" = it may."""
+    try:
+        order(node, "ask", by)
+    except NotAllowedError as error:
+        return (
+            "banned"
+            if "an operator has banned it" in str(error)
+            else "no operator"
+            if "takes no orders" in str(error)
+            else str(error)
+        )
+    return ""
+
+
+def said_after(node: NodeProcess, kind: str) -> list[str]:
+    node.hear()
+    return [line for line in node.lines if line.startswith(f"{kind}: ")]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_nobody_but_the_operator_is_obeyed(pair: Pair, action: str) -> None:
+    about = {"peer": BANNED.peer_id} if action in ("ban", "unban") else {}
+    about |= {"seconds": 60} if action == "ban" else {}
+    for by in (STRANGER, BANNED):
+        with pytest.raises(NotAllowedError, match=rf"takes no orders from {by.peer_id}.*swarm node --operators FILE"):
+            order(pair.first, action, by, **about)
+    assert order(pair.first, "ask") == Standing(may=ACTIONS, state="serving"), "nothing has changed"
+    assert not pair.first.has_ended() and not said_after(pair.first, "order")
+
+
+def test_an_order_for_one_node_is_worth_nothing_at_another(pair: Pair) -> None:
+    """What the first node hears of its operator, and sends to the second one."""
+
+    async def replay() -> str:
+        pool = ChannelPool(OPERATOR)
+        try:
+            first = await pool.channel(pair.first.said["peer"], (grpc_address(pair.first),))
+            heard = first._connection.metadata()  # type: ignore[union-attr]
+            second = await pool.channel(pair.second.said["peer"], (grpc_address(pair.second),))
+            ask = second._connection.channel.unary_unary(services.ORDER.path)  # type: ignore[union-attr]
+            try:
+                await ask(Order(action="drain").encode(), timeout=10, metadata=heard)
+            except grpc.aio.AioRpcError as error:
+                return str(status.from_grpc(error, pair.second.said["peer"]))  # type: ignore[arg-type]
+        finally:
+            await pool.close()
+        return "obeyed"
+
+    assert "made for another server" in asyncio.run(replay())
+    assert order(pair.second, "ask").state == "serving"
+
+
+@pytest.mark.parametrize("request_", [b"", b"MU\x01", bytes(60_000), Order(action="drain").encode()[:-9]])
+def test_bytes_that_are_no_order_change_nothing(pair: Pair, request_: bytes) -> None:
+    with pytest.raises((BadRequestError, FrameError)):
+        call(pair.first, request_)
+    with pytest.raises(NotAllowedError):  # of a stranger, they are not even read
+        call(pair.first, request_, STRANGER)
+    assert order(pair.first, "ask").state == "serving"
+
+
+def test_whom_an_operator_cannot_ban(pair: Pair) -> None:
+    for peer, why in ((OPERATOR.peer_id, "an operator of this node"), (pair.first.said["peer"], "this node itself")):
+        with pytest.raises(BadRequestError, match=why):
+            order(pair.first, "ban", peer=peer, seconds=60)
+
+
+def test_a_paused_node_finishes_its_session_and_gets_no_new_one(pair: Pair) -> None:
+    paused: list[NodeProcess] = []
+
+    def pause(number: int, journey: Any) -> None:
+        if number == 5:
+            paused.append(pair.used(journey))
+            standing = order(paused[0], "pause")
+            assert (
+                standing.done == "paused: no new session begins, 1 open session is served to the end"
+                and standing.state == "paused"
+            )
+
+    assert pair.answer(1, pause).replaced == 0, "an open session goes on where it is"
+    (node,) = paused
+    for seed in range(2, 5):
+        assert pair.used(pair.answer(seed)) is pair.other(node)
+    assert any("pause, by operator" in line and OPERATOR.peer_id in line for line in said_after(node, "order"))
+    assert order(node, "pause").state == "paused", "twice is as good as once"
+    assert order(node, "resume").state == "serving"
+    order(pair.other(node), "pause")
+    assert pair.used(pair.answer(6)) is node
+    order(pair.other(node), "resume")
+
+
+def test_a_ban_ends_the_sessions_of_a_client_survives_kill_9_and_expires(pair: Pair) -> None:
+    banning: list[NodeProcess] = []
+
+    def ban(number: int, journey: Any) -> None:
+        if number == 5:
+            banning.append(pair.used(journey))
+            order(banning[0], "ban", peer=CLIENT.peer_id, seconds=3_600)
+
+    journey = pair.answer(7, ban)
+    assert journey.replaced == 1 and pair.used(journey) is pair.other(banning[0])
+    assert order(banning[0], "unban", peer=CLIENT.peer_id).done.endswith("is banned no more")
+
+    node = pair.second
+    standing = order(node, "ban", peer=BANNED.peer_id, seconds=3_600)
+    assert [(ban.peer, 3_590 < ban.seconds <= 3_600) for ban in standing.bans] == [(BANNED.peer_id, True)]
+    assert why_refused(node, BANNED) == "banned"
+    assert node.end(signal.SIGKILL) == -signal.SIGKILL
+    node.close()
+    pair.second = node = pair.start("second", "--peer", pair.first.said["multiaddr"])
+    assert why_refused(node, BANNED) == "banned"
+    order(node, "ban", peer=BANNED.peer_id, seconds=1)  # a shorter one, which ends soon
+    assert eventually(lambda: not order(node, "ask").bans and why_refused(node, BANNED) == "no operator")
+
+
+def test_an_operator_that_is_taken_off_the_list_orders_no_more(pair: Pair) -> None:
+    pair.operators.write_text(f"{STRANGER.peer_id}\n")
+    assert eventually(lambda: why_refused(pair.first, OPERATOR) == "no operator" == why_refused(pair.second, OPERATOR))
+    assert order(pair.first, "ask", STRANGER).may == ACTIONS
+    pair.operators.write_text(f"{OPERATOR.peer_id}\n")
+    assert eventually(lambda: not why_refused(pair.first, OPERATOR) and not why_refused(pair.second, OPERATOR))
+
+
+def test_kill_is_for_test_swarms_and_a_drained_node_hands_its_session_over(pair: Pair) -> None:
+    with pytest.raises(NotAllowedError, match="was started without --test-swarm; `drain` ends it in order"):
+        order(pair.second, "kill")
+    assert "kill" not in order(pair.second, "ask").may and not pair.second.has_ended()
+    order(pair.first, "pause")
+    drained: list[NodeProcess] = []
+
+    def drain(number: int, journey: Any) -> None:
+        if number == 5:
+            assert pair.used(journey) is pair.second
+            order(pair.first, "resume")
+            drained.append(pair.second)
+            standing = order(pair.second, "drain")
+            assert standing.state == "leaving" and "1 open session" in standing.done
+            with pytest.raises(SwarmError, match="is leaving already"):
+                order(pair.second, "resume")
+
+    pair.answer(8, drain)
+    (node,) = drained
+    assert node.has_ended(30) and node.code == 0, node.last_words()
+    node.wait_for("left")
+    assert order(pair.first, "kill").done == "its process ends now, as by kill -9"
+    assert pair.first.has_ended(10) and pair.first.code == -signal.SIGKILL
+    with pytest.raises(PeerUnreachableError):
+        order(pair.first, "ask")
