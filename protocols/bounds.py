@@ -116,7 +116,7 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "progress": _row(96, 20),
     # operators
     "order": _row(_PEER + 96, 10),
-    "standing": _row(300 * _LETTER + 256 * (_PEER + 8) + 14 * 18 + 96, 256 * 3 + 14 + 12, 256 + 4),
+    "ordered": _row(300 * _LETTER + 256 * (_PEER + 8) + 14 * 18 + 96, 256 * 3 + 14 + 12, 256 + 4),
     # training
     "pass": _row(_ROUTE[0] + 2_304 + MAX_RUN_UNITS * (_PART + 2), _ROUTE[1] + MAX_RUN_UNITS + 64, _ROUTE[2] + 10, 3),
     "output": _row(96, 20, 4, 1),

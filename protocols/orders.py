@@ -78,7 +78,7 @@ class Ban:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class OrderReply:
     """What was done, and how the node stands now."""
 
     done: str = ""
@@ -95,13 +95,13 @@ class Standing:
     def encode(self) -> bytes:
         bans = [[ban.peer, ban.seconds] for ban in self.bans]
         return frame.encode(
-            {"t": "standing", "done": self.done[:MAX_DONE], "may": list(self.may), "state": self.state, "bans": bans}
+            {"t": "ordered", "done": self.done[:MAX_DONE], "may": list(self.may), "state": self.state, "bans": bans}
         )
 
     @classmethod
-    def parse(cls, data: bytes) -> Standing:
+    def parse(cls, data: bytes) -> OrderReply:
         """Actions that are unknown here, as a newer node may have, are left out."""
-        header = frame.decode_kind(data, "standing").header
+        header = frame.decode_kind(data, "ordered").header
         return cls(
             done=fields.text(header, "done", MAX_DONE),
             may=tuple(action for action in fields.texts(header, "may", 2 * len(ACTIONS), 16) if action in ACTIONS),

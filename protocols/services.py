@@ -45,7 +45,7 @@ SESSION = Method(name="session", streaming=True, is_idempotent=False, timeout_s=
 ATTACH = Method(name="attach", streaming=True, is_idempotent=False, timeout_s=None)  # inference.Attach -> Reply, HopLost …
 ABOUT = Method(name="about")  # about.AboutRequest -> about.About
 PROGRESS = Method(name="progress")  # progress.ProgressRequest -> progress.Progress
-ORDER = Method(name="order", is_idempotent=False)  # orders.Order -> orders.Standing
+ORDER = Method(name="order", is_idempotent=False)  # orders.Order -> orders.OrderReply
 TRAIN = Method(
     name="train", streaming=True, is_idempotent=False, timeout_s=None
 )  # training.Pass, Gradient -> Output, Result, PassFailed

@@ -1,4 +1,4 @@
-"""Whom this peer talks to: the user's lists, bans and the swarm's key.
+"""Whom this peer talks to: lists, bans and the swarm's key.
 
 The lists decide about PeerIDs that were proved by TLS or by a signature. They say nothing about a message: what a listed peer sends
 is parsed and bounded like any other peer's message.

@@ -135,7 +135,7 @@ class BlockOptions(PeerOptions):
             "--operators",
             metavar="FILE",
             help="Obey the peers whose PeerIDs are in FILE, one a line: they may drain, pause and ban here. Read again when it changes; "
-            "default: nobody.",
+            "default: none.",
             show_default=False,
         ),
     ] = None

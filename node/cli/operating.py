@@ -14,7 +14,7 @@ from node.cli.console import remark
 from node.cli.waiting import shown
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import PeerId, parse_peer_id, short_peer
-from protocols.orders import Order, Standing
+from protocols.orders import Order, OrderReply
 from protocols.records import PeerRecord
 from protocols.words import counted, one_line
 from swarm import places, waiting
@@ -73,15 +73,15 @@ def run(node: str, action: str, flags: OperatorOptions, *, is_json: bool, peer: 
     find.check(into.peers)
     with shown() as on_wait:
         on_wait(waiting.JOINING)
-        target, standing = asyncio.run(_order(node, order, into, find))
+        target, reply = asyncio.run(_order(node, order, into, find))
     if is_json:
-        bans = [{"peer": ban.peer, "seconds": ban.seconds} for ban in standing.bans]
+        bans = [{"peer": ban.peer, "seconds": ban.seconds} for ban in reply.bans]
         as_json.show({
-            "node": target.peer, "name": target.name, "order": action, "done": standing.done, "state": standing.state,
-            "may": standing.may, "bans": bans,
+            "node": target.peer, "name": target.name, "order": action, "done": reply.done, "state": reply.state,
+            "may": reply.may, "bans": bans,
         })  # fmt: skip
     else:
-        print(_text(target, standing), flush=True)
+        print(_text(target, reply), flush=True)
 
 
 def _way_in(node: str) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ def _way_in(node: str) -> tuple[str, ...]:
     return (node,) if "/" in node else ()
 
 
-async def _order(node: str, order: Order, into: Entered, find: FindConfig) -> tuple[Target, Standing]:
+async def _order(node: str, order: Order, into: Entered, find: FindConfig) -> tuple[Target, OrderReply]:
     from swarm.peer.thin_peer import ThinPeer
 
     async with ThinPeer(into.peers, into.swarm, find, into.entry) as us:
@@ -126,10 +126,10 @@ def _one_of(node: str, records: Sequence[PeerRecord]) -> Target:
     return Target(one.peer, one.name, one.addresses, one.certificate)
 
 
-def _text(target: Target, standing: Standing) -> str:
+def _text(target: Target, reply: OrderReply) -> str:
     who = one_line(f"{target.name} {target.peer}".strip())
-    lines = [f"{who}: {one_line(standing.done) or standing.state}"]
-    if not standing.done:
-        lines += [f"you may order: {', '.join(action for action in standing.may if action != 'ask')}"]
-        lines += [f"bans {short_peer(ban.peer)} for {counted(ban.seconds, 'second')} more ({ban.peer})" for ban in standing.bans]
+    lines = [f"{who}: {one_line(reply.done) or reply.state}"]
+    if not reply.done:
+        lines += [f"you may order: {', '.join(action for action in reply.may if action != 'ask')}"]
+        lines += [f"bans {short_peer(ban.peer)} for {counted(ban.seconds, 'second')} more ({ban.peer})" for ban in reply.bans]
     return "\n".join(lines)

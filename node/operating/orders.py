@@ -1,6 +1,6 @@
-"""Answers orders: whom this node obeys, what is done, and how it stands.
+"""Answers orders: whom this node obeys, and what it does.
 
-A node obeys the peers that its owner has listed (`--operators`), and nobody else: there is no key that rules a swarm. Who calls is proved
+A node obeys the peers that its owner has listed (`--operators`) and no other peer: there is no key that rules a swarm. Who calls is proved
 by the channel (`swarm/rpc/auth.py`). One order is carried out at a time.
 """
 
@@ -22,7 +22,7 @@ from protocols import services
 from protocols.defaults import DRAIN_S
 from protocols.errors import BadRequestError, DrainingError, NotAllowedError, SwarmError
 from protocols.ids import PeerId, short_peer
-from protocols.orders import ACTIONS, Order, Standing
+from protocols.orders import ACTIONS, Order, OrderReply
 from protocols.words import counted
 from swarm.bans import Bans
 from swarm.peer.peer import Peer
@@ -95,7 +95,7 @@ class Orders:
         if done:
             log.info("operator %s ordered %s: %s", call.peer, order.action, done)
             self._on_event(Event("order", f"{order.action}, by operator {call.peer}: {done}"))
-        return Standing(done=done, may=self._may(), state=self._state, bans=self._bans.listed()).encode()
+        return OrderReply(done=done, may=self._may(), state=self._state, bans=self._bans.listed()).encode()
 
     def _may(self) -> tuple[str, ...]:
         return tuple(action for action in ACTIONS if action != "kill" or self._is_test)

@@ -13,7 +13,7 @@ from protocols import services
 from protocols.errors import ConfigError
 from protocols.identity import Identity
 from protocols.ids import PeerId
-from protocols.orders import Order, Standing
+from protocols.orders import Order, OrderReply
 from swarm.peer import keys
 from swarm.rpc.pool import ChannelPool
 
@@ -50,7 +50,7 @@ async def give(
     addresses: Sequence[str],
     certificate: bytes = b"",
     timeout_s: float | None = None,
-) -> Standing:
+) -> OrderReply:
     """Give an order by the identity of `pool`; what the node answers. Its refusal, or PeerUnreachableError: it may have been obeyed."""
     channel = await pool.channel(peer, addresses, certificate)
-    return Standing.parse(await channel.unary(services.ORDER, order.encode(), timeout_s))
+    return OrderReply.parse(await channel.unary(services.ORDER, order.encode(), timeout_s))

@@ -1,4 +1,4 @@
-"""Orders: a node obeys whom its owner has listed, and nobody else.
+"""Orders: a node obeys whom its owner has listed, and no other peer.
 
 Two real nodes host the same blocks, so that whatever ends at one goes on at the other with the same tokens.
 """
@@ -19,7 +19,7 @@ import torch
 from protocols import services
 from protocols.errors import BadRequestError, FrameError, NotAllowedError, PeerUnreachableError, SwarmError
 from protocols.identity import Identity, from_seed
-from protocols.orders import ACTIONS, Order, Standing
+from protocols.orders import ACTIONS, Order, OrderReply
 from swarm.client import SwarmModelForCausalLM
 from swarm.peer import operator
 from swarm.rpc import ChannelPool, status
@@ -36,10 +36,10 @@ def grpc_address(node: NodeProcess) -> str:
     return f"127.0.0.1:{int(node.said['multiaddr'].split('/')[4]) + 1}"
 
 
-def order(node: NodeProcess, action: str, by: Identity = OPERATOR, **about: Any) -> Standing:
+def order(node: NodeProcess, action: str, by: Identity = OPERATOR, **about: Any) -> OrderReply:
     """Give it, and what the node answers."""
 
-    async def give() -> Standing:
+    async def give() -> OrderReply:
         pool = ChannelPool(by)
         try:
             return await operator.give(pool, Order(action=action, **about), node.said["peer"], (grpc_address(node),))
@@ -150,13 +150,13 @@ def said_after(node: NodeProcess, kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_nobody_but_the_operator_is_obeyed(pair: Pair, action: str) -> None:
+def test_no_peer_but_the_operator_is_obeyed(pair: Pair, action: str) -> None:
     about = {"peer": BANNED.peer_id} if action in ("ban", "unban") else {}
     about |= {"seconds": 60} if action == "ban" else {}
     for by in (STRANGER, BANNED):
         with pytest.raises(NotAllowedError, match=rf"takes no orders from {by.peer_id}.*swarm node --operators FILE"):
             order(pair.first, action, by, **about)
-    assert order(pair.first, "ask") == Standing(may=ACTIONS, state="serving"), "nothing has changed"
+    assert order(pair.first, "ask") == OrderReply(may=ACTIONS, state="serving"), "nothing has changed"
     assert not pair.first.has_ended() and not said_after(pair.first, "order")
 
 
@@ -186,7 +186,7 @@ def test_an_order_for_one_node_is_worth_nothing_at_another(pair: Pair) -> None:
 def test_bytes_that_are_no_order_change_nothing(pair: Pair, request_: bytes) -> None:
     with pytest.raises((BadRequestError, FrameError)):
         call(pair.first, request_)
-    with pytest.raises(NotAllowedError):  # of a stranger, they are not even read
+    with pytest.raises(NotAllowedError):  # of another peer, they are not even read
         call(pair.first, request_, STRANGER)
     assert order(pair.first, "ask").state == "serving"
 
@@ -203,11 +203,8 @@ def test_a_paused_node_finishes_its_session_and_gets_no_new_one(pair: Pair) -> N
     def pause(number: int, journey: Any) -> None:
         if number == 5:
             paused.append(pair.used(journey))
-            standing = order(paused[0], "pause")
-            assert (
-                standing.done == "paused: no new session begins, 1 open session is served to the end"
-                and standing.state == "paused"
-            )
+            reply = order(paused[0], "pause")
+            assert reply.done == "paused: no new session begins, 1 open session is served to the end" and reply.state == "paused"
 
     assert pair.answer(1, pause).replaced == 0, "an open session goes on where it is"
     (node,) = paused
@@ -234,8 +231,8 @@ def test_a_ban_ends_the_sessions_of_a_client_survives_kill_9_and_expires(pair: P
     assert order(banning[0], "unban", peer=CLIENT.peer_id).done.endswith("is banned no more")
 
     node = pair.second
-    standing = order(node, "ban", peer=BANNED.peer_id, seconds=3_600)
-    assert [(ban.peer, 3_590 < ban.seconds <= 3_600) for ban in standing.bans] == [(BANNED.peer_id, True)]
+    reply = order(node, "ban", peer=BANNED.peer_id, seconds=3_600)
+    assert [(ban.peer, 3_590 < ban.seconds <= 3_600) for ban in reply.bans] == [(BANNED.peer_id, True)]
     assert why_refused(node, BANNED) == "banned"
     assert node.end(signal.SIGKILL) == -signal.SIGKILL
     node.close()
@@ -265,8 +262,8 @@ def test_kill_is_for_test_swarms_and_a_drained_node_hands_its_session_over(pair:
             assert pair.used(journey) is pair.second
             order(pair.first, "resume")
             drained.append(pair.second)
-            standing = order(pair.second, "drain")
-            assert standing.state == "leaving" and "1 open session" in standing.done
+            reply = order(pair.second, "drain")
+            assert reply.state == "leaving" and "1 open session" in reply.done
             with pytest.raises(SwarmError, match="is leaving already"):
                 order(pair.second, "resume")
 

@@ -272,7 +272,7 @@ SAMPLES: dict[str, Any] = {
                                   num_redone=1, grad_norm=0.5),),
     ),
     "order": orders.Order(action="ban", peer=BOB.peer_id, seconds=3_600),
-    "standing": orders.Standing(
+    "ordered": orders.OrderReply(
         done="paused: 2 open sessions go on", may=("pause", "ban"), state="paused", bans=(orders.Ban(peer=CAROL.peer_id, seconds=60),)
     ),
     "group": GROUP,
@@ -321,7 +321,7 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "lease?": leases.LeaseRequest.parse,
     "lease": leases.LeaseAnswer.parse,
     "order": orders.Order.parse,
-    "standing": orders.Standing.parse,
+    "ordered": orders.OrderReply.parse,
     "group": groups.Group.parse,
     "card": cards.Card.parse,
     "prepare": averaging.Prepare.parse,
@@ -906,8 +906,8 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "order": st.builds(orders.Order, action=st.sampled_from(("ask", "drain", "pause", "resume", "kill")))
     | st.builds(orders.Order, action=st.just("ban"), peer=peers, seconds=st.integers(1, orders.MAX_BAN_S))
     | st.builds(orders.Order, action=st.just("unban"), peer=peers),
-    "standing": st.builds(
-        orders.Standing,
+    "ordered": st.builds(
+        orders.OrderReply,
         done=st.text(_LETTERS, max_size=orders.MAX_DONE),
         may=st.lists(st.sampled_from(orders.ACTIONS), max_size=len(orders.ACTIONS)).map(tuple),
         state=st.sampled_from(orders.STATES),

@@ -264,7 +264,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "publish": lambda: run_status.Publish(run=MODEL, version=MAX_VERSION, chains=dict.fromkeys(UNITS, bytes(32))),
     "published": lambda: run_status.Published(version=MAX_VERSION),
     "order": lambda: orders.Order(action="ban", peer=ALICE.peer_id, seconds=orders.MAX_BAN_S),
-    "standing": lambda: orders.Standing(
+    "ordered": lambda: orders.OrderReply(
         done=WIDE * orders.MAX_DONE, may=orders.ACTIONS, state="leaving",
         bans=(orders.Ban(peer=ALICE.peer_id, seconds=orders.MAX_BAN_S),) * orders.MAX_BANS,
     ),

@@ -1,4 +1,4 @@
-"""An order that does not fit its action is refused, and nothing of it is guessed."""
+"""An order that does not fit its action is refused."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 
 from protocols import frame, orders
 from protocols.errors import BadRequestError
-from protocols.orders import Ban, Order, Standing
+from protocols.orders import Ban, Order, OrderReply
 from tests.protocols.samples import BOB
 
 WRONG: dict[str, dict[str, Any]] = {
     "an action of no peer": {"action": "burn"},
-    "a ban of nobody": {"action": "ban", "seconds": 60},
+    "a ban of no peer": {"action": "ban", "seconds": 60},
     "a ban without length": {"action": "ban", "peer": BOB.peer_id},
     "a ban for ever": {"action": "ban", "peer": BOB.peer_id, "seconds": orders.MAX_BAN_S + 1},
     "a ban of less than nothing": {"action": "ban", "peer": BOB.peer_id, "seconds": -1},
@@ -43,11 +43,11 @@ def test_our_own_code_cannot_build_a_wrong_one() -> None:
 @pytest.mark.parametrize("bans", [[BOB.peer_id], [[BOB.peer_id]], [[BOB.peer_id, -1]], [["bob", 1]], [[BOB.peer_id, 1]] * 257])
 def test_bans_of_an_answer_are_bounded(bans: list[object]) -> None:
     with pytest.raises(BadRequestError):
-        Standing.parse(frame.encode({"t": "standing", "done": "", "may": [], "state": "serving", "bans": bans}))
+        OrderReply.parse(frame.encode({"t": "ordered", "done": "", "may": [], "state": "serving", "bans": bans}))
 
 
 def test_what_a_newer_node_obeys_beside_is_left_out() -> None:
-    said = {"t": "standing", "done": "", "may": ["pause", "dance"], "state": "paused", "bans": [[BOB.peer_id, 7]]}
-    assert Standing.parse(frame.encode(said)) == Standing(
+    said = {"t": "ordered", "done": "", "may": ["pause", "dance"], "state": "paused", "bans": [[BOB.peer_id, 7]]}
+    assert OrderReply.parse(frame.encode(said)) == OrderReply(
         may=("pause",), state="paused", bans=(Ban(peer=BOB.peer_id, seconds=7),)
     )
