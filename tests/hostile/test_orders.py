@@ -1,4 +1,4 @@
-"""Orders: a node obeys whom its owner has listed, and no other peer.
+"""A node obeys whom its owner has listed, and no other peer.
 
 Two real nodes host the same blocks, so that whatever ends at one goes on at the other with the same tokens.
 """

@@ -140,7 +140,9 @@ TALKS_OR_STAYS = {"node", "up", "generate", "chat", "serve", "completion"}
 def test_every_command_that_lists_something_does_so_as_json() -> None:
     group: Any = typer.main.get_command(app)
     leaves = {name: command for name, command in group.commands.items() if name not in ("keys", "operator")}
-    leaves |= {f"{name} {one}": found for name in ("cache", "keys", "operator") for one, found in group.commands[name].commands.items()}
+    leaves |= {
+        f"{name} {one}": found for name in ("cache", "keys", "operator") for one, found in group.commands[name].commands.items()
+    }
     without = {name for name, command in leaves.items() if "--json" not in surface(command)}
     assert without == TALKS_OR_STAYS
     documented = (ROOT / "docs/commands.md").read_text(encoding="utf-8").partition("\n## `--json`")[2].partition("\n## ")[0]
