@@ -164,18 +164,18 @@ def as_served(name: str, num_blocks: int, look: Look) -> Prediction:
         route = path.best(candidates, num_blocks, lambda a, b: _way(look, a, b)[0], ENDS)
         if route is not None:
             loads = {one.record.peer: one.hosted.load for one in group}
-            is_measured = any(load.step_ms for load in loads.values())
+            is_measured = any(load.step_ms or load.block_ms for load in loads.values())
             reasons = {one.peer: _served_reason(one, loads[one.peer], is_measured) for one in route}
             return Prediction(legs=_legs(route, look, reasons))
     return Prediction()
 
 
 def _served_reason(one: path.Candidate, load: Load, is_measured: bool) -> str:
-    """is_measured: one of its peers has measured a step."""
+    """is_measured: one of its peers has measured something."""
     block_ms = one.step_ms / len(one.span) / (1 + load.queue)
-    announced_ms = load.step_ms / len(one.span)
+    announced_ms = load.step_ms / len(one.span) or load.block_ms
     if not is_measured:
-        source = "assumed: no node has measured a step yet"
+        source = "assumed: no node has measured anything yet"
     elif not announced_ms:
         source = "as the others announce"
     elif block_ms > announced_ms * 1.01:

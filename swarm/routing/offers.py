@@ -5,6 +5,7 @@ Their claims of cost are believed within limits. Pure.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from swarm.routing import path
 from swarm.speeds import believed_ms
 
 UNMEASURED_MS_PER_BLOCK = 2.0
-"""Assumed step time, in milliseconds for a block, of a node that has not served yet, if no other has either."""
+"""Assumed step time, in milliseconds for a block, of a node that has measured nothing, if no other has either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,16 @@ def candidates(offers: Sequence[Offer], wish: Wish, num_blocks: int, proven: Col
 
 
 def _claims_ms(offers: Iterable[Offer]) -> dict[PeerId, float]:
-    """Milliseconds for a block, as each peer claims once: the least of what it has measured; 0 = nothing."""
-    claims_ms: dict[PeerId, float] = {}
+    """Milliseconds for a block, as each peer claims once: the least of its steps, else of what it measured at load; 0 = nothing."""
+    steps_ms, alone_ms = defaultdict[PeerId, list[float]](list), defaultdict[PeerId, list[float]](list)
     for offer in offers:
-        peer, ms = offer.record.peer, offer.hosted.load.step_ms / len(offer.hosted.span)
-        claims_ms[peer] = min(ms, claims_ms[peer]) if ms and claims_ms.get(peer) else ms or claims_ms.get(peer, 0.0)
-    return claims_ms
+        steps_ms[offer.record.peer].append(offer.hosted.load.step_ms / len(offer.hosted.span))
+        alone_ms[offer.record.peer].append(offer.hosted.load.block_ms)
+    return {peer: _least(steps_ms[peer]) or _least(alone_ms[peer]) for peer in steps_ms}
+
+
+def _least(measured_ms: Iterable[float]) -> float:
+    return min((ms for ms in measured_ms if ms), default=0.0)
 
 
 def _parts(offers: Sequence[Offer], wish: Wish, num_blocks: int) -> list[tuple[Offer, Span]]:

@@ -116,5 +116,8 @@ class Shown:
         """What a decode step takes at this hop, queue included, as its peer announces it."""
         _, record = self._seen.get(hop.peer, (0.0, None))
         hosted = record.blocks() if record else ()
-        loads = [one.load for one in hosted if self._is_ours(one.weights) and hop.span.is_within(one.span) and one.load.step_ms]
-        return loads[0].step_ms * (1 + loads[0].queue) if loads else UNMEASURED_MS_PER_BLOCK * len(hop.span)
+        for one in hosted:
+            alone_ms = (one.load.block_ms or UNMEASURED_MS_PER_BLOCK) * len(hop.span)
+            if self._is_ours(one.weights) and hop.span.is_within(one.span):
+                return (one.load.step_ms or alone_ms) * (1 + one.load.queue)
+        return UNMEASURED_MS_PER_BLOCK * len(hop.span)
