@@ -50,7 +50,7 @@ def test_a_node_that_has_served_no_step_counts_with_what_it_measured_when_it_loa
 
 
 def test_what_was_measured_alone_is_believed_within_the_bounds_of_every_claim() -> None:
-    """The median is 5 ms a block: no peer counts as more than twice as fast, and a stranger to us as no faster than 1.25 times that."""
+    """The median is 5 ms a block: no peer counts as more than twice as fast, and one that never computed for us as 1.25 times as slow."""
     honest = {"step_ms": 20.0}
     assert steps_ms(honest, honest, {"block_ms": 0.01}) == [20.0, 20.0, 10.0]
     assert steps_ms(honest, honest, {"block_ms": 0.01}, proven=(0, 1)) == [20.0, 20.0, 25.0]
