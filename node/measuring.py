@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import prometheus_client
-
-from node import metrics
+from node import metrics, metrics_page
 from node.config import Address
 from node.events import Event, OnEvent
 from node.metrics import PEER, Metric, Metrics
@@ -40,28 +38,19 @@ class Measures:
 
 @contextlib.contextmanager
 def measuring(address: Address | None, on_event: OnEvent, declared: Sequence[Metric] = PEER) -> Iterator[Measures | None]:
-    """Count until the block ends, and answer Prometheus at `address`; None: do nothing. ConfigError if it is not free.
-
-    The page is served by a thread of its own, so that a busy event loop still tells what it does.
-    """
+    """Count until the block ends, and answer Prometheus at `address`; None: do nothing. ConfigError if it is not free."""
     if address is None:
         yield None
         return
     measures = Measures(declared)
-    host, port = address
-    try:
-        server, thread = prometheus_client.start_http_server(port, host, measures.metrics.registry)
-    except OSError as error:
-        raise ConfigError(
-            f"--metrics: cannot listen on {host} port {port}: {error.strerror}; choose another one (0 = a free one)"
-        ) from None
-    end = measured.listen(measures)
-    shown = f"[{host}]" if ":" in host else host
-    on_event(Event("metrics", f"http://{shown}:{server.server_port}/metrics"))
-    try:
+    with contextlib.ExitStack() as open_ones:
+        try:
+            url = open_ones.enter_context(metrics_page.served(measures.metrics.registry, address))
+        except OSError as error:
+            host, port = address
+            raise ConfigError(
+                f"--metrics: cannot listen on {host} port {port}: {error.strerror}; choose another one (0 = a free one)"
+            ) from None
+        on_event(Event("metrics", url))
+        open_ones.callback(measured.listen(measures))
         yield measures
-    finally:
-        end()
-        server.shutdown()
-        server.server_close()
-        thread.join()

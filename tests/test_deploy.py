@@ -99,7 +99,7 @@ def test_prometheus_reads_the_nodes_and_the_gateway_of_the_compose_file() -> Non
     jobs = yaml.safe_load((DEPLOY / "prometheus/prometheus.yaml").read_text())["scrape_configs"]
     targets = {target for job in jobs for one in job["static_configs"] for target in one["targets"]}
     assert targets == {"anna:9400", "ben:9400", "cleo:9400", "dora:9400", "gateway:8000"}
-    assert [job["authorization"]["credentials_file"] for job in jobs if "authorization" in job] == ["/shared/gateway.key"]
+    assert [job["authorization"]["credentials_file"] for job in jobs if "authorization" in job] == ["/key/gateway.key"]
     (source,) = yaml.safe_load((DEPLOY / "grafana/datasources.yaml").read_text())["datasources"]
     assert source["url"] == "http://prometheus:9090" and "prometheus" in SERVICES
     (provider,) = yaml.safe_load((DEPLOY / "grafana/dashboards.yaml").read_text())["providers"]
@@ -107,20 +107,35 @@ def test_prometheus_reads_the_nodes_and_the_gateway_of_the_compose_file() -> Non
 
 
 def test_prepare_makes_an_identity_and_a_key_once(tmp_path: Path) -> None:
-    shared, gateway = tmp_path / "shared", tmp_path / "gateway"
-    shared.mkdir()
-    gateway.mkdir()
+    folders = seed, public, key, gateway = [tmp_path / name for name in ("seed", "public", "key", "gateway")]
+    for folder in folders:
+        folder.mkdir()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     made = []
     for _ in range(2):
         subprocess.run(
-            ["sh", DEPLOY / "docker/prepare.sh", shared, gateway],
+            ["sh", DEPLOY / "docker/prepare.sh", *folders],
             check=True,
             capture_output=True,
             env={**os.environ, "PATH": path},
         )
-        made.append({name: (shared / name).read_text() for name in ("seed.peer", "gateway.key")})
-    assert made[0] == made[1] and made[0]["seed.peer"].startswith("12D3KooW") and (gateway / "gateway_keys.json").exists()
+        made.append([file.read_text() for file in (public / "seed.peer", key / "gateway.key")])
+    assert made[0] == made[1] and made[0][0].startswith("12D3KooW") and (gateway / "gateway_keys.json").exists()
+    assert [file.name for file in (*seed.iterdir(), *public.iterdir())] == ["seed.key", "seed.peer"], (
+        "no secret where others read"
+    )
+
+
+def test_a_secret_is_where_only_its_reader_and_its_maker_are() -> None:
+    mounted = {
+        volume: {
+            name for name, service in SERVICES.items() for one in service.get("volumes", ()) if one.partition(":")[0] == volume
+        }
+        for volume in COMPOSE["volumes"]
+    }
+    assert mounted["seed"] == {"prepare", "anna"} and mounted["key"] == {"prepare", "prometheus"}
+    assert mounted["gateway"] == {"prepare", "gateway"} and mounted["public"] == {"prepare", "ben", "cleo", "dora", "gateway"}
+    assert SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?"), "else it is admin"
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)

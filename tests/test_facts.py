@@ -71,6 +71,8 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (ARCHITECTURE, "| {} per peer", "swarm/rpc/admission.py", "MAX_CALLS_PER_PEER"),
     (ARCHITECTURE, "| sessions | {} per client |", DEFAULTS, "MAX_SESSIONS_PER_CLIENT"),
     (ARCHITECTURE, "| connection without a call by a proven caller | {:g} s |", "swarm/rpc/connections.py", "UNKNOWN_S"),
+    ("docs/operating.md", "At most {} readers are answered", "node/metrics_page.py", "MAX_READERS"),
+    ("docs/operating.md", "at once, for {:g} s each", "node/metrics_page.py", "READER_S"),
     (COMMANDS, "the first {} letters of a digest", "swarm/weights/names.py", "MIN_PREFIX"),
     (COMMANDS, "a K/V reserve of {:,} tokens", "node/placement/span_choice.py", "KV_RESERVE_TOKENS"),
     (COMMANDS, "serves up to {} models from one process", "protocols/records.py", "MAX_MODELS"),

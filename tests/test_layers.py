@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "packaging": ("node/doctor",),
     "nicegui": ("node/dashboard/pages",),
     "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),
-    "prometheus_client": ("node/measuring.py", "node/metrics.py"),
+    "prometheus_client": ("node/metrics.py", "node/metrics_page.py"),
     "prompt_toolkit": ("node/cli/line_editor.py",),
     "pydantic": ("node/gateway",),
     "pydantic_core": ("node/gateway",),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import time
 from dataclasses import replace
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from node.config import parse_port
 from node.events import Event
 from node.measuring import measuring
+from node.metrics_page import MAX_READERS, served
 from protocols.errors import ConfigError
 from protocols.timings import HopTime
 from swarm import measured
@@ -70,3 +74,35 @@ def test_a_port_alone_is_on_this_machine() -> None:
     assert parse_port("9400", "--metrics") == ("127.0.0.1", 9400) and parse_port("0.0.0.0:1", "--metrics") == ("0.0.0.0", 1)
     with pytest.raises(ConfigError, match="--metrics is written HOST:PORT"):
         parse_port("99999", "--metrics")
+
+
+def test_a_reader_that_says_nothing_is_cut_off_and_no_more_than_some_are_let_in() -> None:
+    registry = CollectorRegistry()
+    with served(registry, ("127.0.0.1", 0), reader_s=0.5) as url, contextlib.ExitStack() as connected:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        silent = [
+            connected.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(MAX_READERS + 3)
+        ]
+        silent[0].sendall(b"GET /metr")
+        assert [one.recv(1) for one in silent] == [b""] * len(silent), "each of them was closed"
+        deadline_s = time.monotonic() + 30
+        while not answers(url):  # the last place is free a moment after its reader is cut off
+            assert time.monotonic() < deadline_s
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError):
+        Page(url)
+        return True
+    return False
+
+
+def test_readers_beyond_the_places_are_closed_at_once_and_the_others_are_answered() -> None:
+    with served(CollectorRegistry(), ("127.0.0.1", 0), reader_s=60) as url, contextlib.ExitStack() as connected:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        silent = [
+            connected.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(MAX_READERS + 1)
+        ]
+        assert silent[-1].recv(1) == b"", "no place was left for the last one"
+        silent[0].sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert silent[0].recv(12) == b"HTTP/1.0 200"
