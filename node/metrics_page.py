@@ -1,7 +1,7 @@
 """The page that Prometheus reads, served by threads within bounds.
 
 A reader that is slow, or says nothing, is cut off after `READER_S`, and `MAX_READERS` are answered at once: what else connects is closed.
-So a port that others reach costs no more than that, whoever they are.
+So a port that others reach costs no more than that.
 """
 
 from __future__ import annotations
