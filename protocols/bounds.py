@@ -139,6 +139,8 @@ BY_KIND: Final[dict[str, Bounds]] = {
     "holding": _row(64, 8),
     "lease?": _row(MAX_MODEL_TEXT * _LETTER + 256 * 27 + 64 * 3 + 96, 256 * 5 + 64 + 16, 256 + 4),
     "lease": _row(_PEER + 64 * 3 + 8 * 70 + 96, 64 + 8 * 10 + 20, 8 + 4),
+    "journal?": _row(MAX_MODEL_TEXT * _LETTER + 64, 12),
+    "journal": _row(24_000 + _PEER + 128, 64 * (8 + 4 * 3) + 20, 64 * 6 + 4),
     # averaging
     "group": _row(_GROUP_BYTES, MAX_MEMBERS * 13 + MAX_GROUP_UNITS + 32, 2 * MAX_MEMBERS + 8),
     "card": _row(MAX_GROUP_UNITS * (9 + 1 + 32) + 512, 2 * MAX_GROUP_UNITS + 32, 8, 2),

@@ -54,6 +54,7 @@ PUBLISH = Method(name="publish")  # run_status.Publish -> run_status.Published
 RESTORE = Method(name="restore", timeout_s=30.0)  # kept.Restore -> kept.Restored
 HOLD = Method(name="hold", timeout_s=30.0)  # held.Hold -> held.Holding
 LEASE = Method(name="lease")  # leases.LeaseRequest -> leases.LeaseAnswer
+JOURNAL = Method(name="journal")  # journal.JournalRequest -> journal.JournalPart
 STATE = Method(
     name="state", streaming=True, is_idempotent=False, timeout_s=None
 )  # state.StateRequest -> StateHeader, StatePart …, for each unit
@@ -71,6 +72,6 @@ APPLY = Method(name="apply", timeout_s=600.0)  # averaging.Apply -> averaging.Ap
 
 ALL = (
     *(HELLO, ABOUT, MANIFEST, PIECES, DIRECTORY, DIAL_BACK, SESSION, ATTACH, PROGRESS, ORDER),
-    *(TRAIN, RUN_STATUS, PUBLISH, LEASE, RESTORE, HOLD, STATE),
+    *(TRAIN, RUN_STATUS, PUBLISH, LEASE, JOURNAL, RESTORE, HOLD, STATE),
     *(CLOSE, CARD, PREPARE, SLICE, DECIDE, DECISION, APPLY),
 )

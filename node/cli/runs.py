@@ -72,13 +72,13 @@ def table(found: list[RunOverview]) -> Table:
     made = Table(box=box.SIMPLE_HEAD)
     made.add_column("run")
     made.add_column("progress", no_wrap=True)
-    for name in ("version", "stages", "trainers", "served", "tokens/s"):
+    for name in ("version", "stages", "trainers", "served", "loss", "tokens/s"):
         made.add_column(name, justify="right", no_wrap=True)
     for one in found:
         speed = "–" if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}"
         made.add_row(
             one_line(f"{one.name}@{one.digest[:12]}"), _bar(one.share), _of(one.version, one.steps), str(one.stages),
-            str(one.trainers), "–" if one.served is None else str(one.served), speed,
+            str(one.trainers), "–" if one.served is None else str(one.served), "–" if one.loss is None else f"{one.loss:.4g}", speed,
         )  # fmt: skip
     return made
 

@@ -33,7 +33,7 @@ LINE_S = 1.0
 RECENT = 50
 """Versions whose mean time the estimate of the end goes by."""
 
-TOLD = frozenset(("waiting", "restoring"))
+TOLD = frozenset(("waiting", "restoring", "left out"))
 """Lines of events that `event` has brought, too."""
 
 NARROW_COLUMNS = 60

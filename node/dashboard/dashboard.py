@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 
 from node.dashboard.estimates import Estimates
 from node.dashboard.talk import Talk
+from node.watching.run_watcher import RunWatcher
 from node.watching.watcher import Watcher
 from swarm.suggestion import USUAL, NodeCommand
 from swarm.tasks import Tasks
@@ -37,17 +38,20 @@ class Dashboard:
     """Where trainers of this machine write what they measure: a folder for each run."""
 
     estimates: Estimates = field(init=False)
+    runs: RunWatcher = field(init=False)
     tasks: Tasks = field(default_factory=Tasks)
     _is_begun: bool = False
 
     def __post_init__(self) -> None:
         self.estimates = Estimates(self.watcher)
+        self.runs = RunWatcher(self.watcher, self.runs_folder)
 
     def begin(self) -> None:
         """Begin to watch the swarm; again: does nothing."""
         if not self._is_begun:
             self._is_begun = True
             self.tasks.keep(self.watcher.run(), "watching the swarm")
+            self.tasks.keep(self.runs.run(), "watching its training runs")
 
     async def close(self) -> None:
         """Watch no more."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.runs.newest_loss import newest_loss
 from protocols.errors import SwarmError
 from protocols.ids import ModelId
 from protocols.masks import indices_of
@@ -63,6 +64,8 @@ class RunOverview:
     """The newest version that is served; None = not known."""
     tokens_per_s: float | None
     """Over MEASURE_S."""
+    loss: float | None = None
+    """Of the newest version, in nats per token, as a trainer tells it; None = none tells."""
 
     @property
     def share(self) -> float | None:
@@ -95,12 +98,13 @@ async def _look_at(peer: Reader, run: ModelId, records: Sequence[PeerRecord], cl
         await asyncio.sleep(MEASURE_S)
         stages, took_s = await members.look(), clock.now_s() - began_s
         speed = max(0.0, _micro_batches(stages) - _micro_batches(before)) * _tokens(spec) / took_s
+    loss = await newest_loss(peer.pool, run, records)
     kinds = [kind for record in records for kind in {role.kind for role in record.roles_of(run.digest)}]
     return RunOverview(
         name=run.name, digest=run.digest, version=max(map(_version, stages), default=None),
         steps=None if spec is None else spec.batch.steps, stages=len(stages), trainers=kinds.count("trainer"),
         keepers=kinds.count("keeper"), served=max((max(stage.status.served, default=0) for stage in stages), default=None),
-        tokens_per_s=speed,
+        tokens_per_s=speed, loss=loss,
     )  # fmt: skip
 
 

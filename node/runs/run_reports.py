@@ -6,8 +6,10 @@ from node.events import Event, OnEvent
 from node.runs.journal import Journal
 from node.training.metrics import VersionRow
 from node.training.optimizer.schedule import learning_rate
+from protocols.errors import SwarmError
 from protocols.leases import Finished
 from protocols.runs import RunSpec
+from swarm.training.blame import BLAMED_S
 
 
 class RunReports:
@@ -37,6 +39,10 @@ class RunReports:
 
     def restores(self, text: str) -> None:
         self._happened("restoring", text)
+
+    def leaves_out(self, name: str, cause: SwarmError) -> None:
+        """This trainer sends nothing through a stage for a while."""
+        self._happened("left out", f"{name} for {BLAMED_S:.0f} s, since it or its neighbour is at fault: {cause}")
 
     def note(self, finished: Finished) -> None:
         """A version is finished, whichever trainer has closed it."""

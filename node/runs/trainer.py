@@ -25,9 +25,11 @@ from node.runs.batch_source import BatchSource, batches_of, drawn
 from node.runs.copier import HOLD_EVERY_S, Copier
 from node.runs.evaluator import Evaluator
 from node.runs.journal import Comings, Journal
+from node.runs.journal_server import JournalServer
 from node.runs.keeper_server import KeeperServer, model_of
 from node.runs.keeping import Keeping
 from node.runs.lease_handler import LeaseHandler
+from node.runs.noted_rows import NotedRows, read_noted
 from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data
 from node.runs.publisher import PUBLISH_EVERY_S, Publisher
 from node.runs.run_reports import RunReports
@@ -36,6 +38,8 @@ from node.training.contribution import Contribution
 from node.training.metrics import MetricsFile, OnRow
 from node.training.spec.run_file import RunFile
 from protocols.about import Trained
+from protocols.errors import SwarmError
+from protocols.ids import PeerId, short_peer
 from protocols.kept import Kept
 from protocols.leases import Done, Finished
 from protocols.records import PeerRecord
@@ -94,7 +98,7 @@ async def _train(
     config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow], clock: Clock, also: Sequence[MakeWork]
 ) -> None:
     uploader, desk = Uploader(config.node.upload_bytes_s), LeaseHandler()
-    keepers = KeeperServer(uploader.turn)
+    keepers, journals = KeeperServer(uploader.turn), JournalServer(uploader.spend)
 
     def tell(what: str, done: int, total: int) -> None:
         if done == total:
@@ -103,7 +107,7 @@ async def _train(
     data = await asyncio.to_thread(lambda: read_data(config.file, config.node.data_dir, tell, is_needed=True))
     trainers = list[Trainer]()
     about = AboutHere("cpu", trained=lambda: [one.trained() for one in trainers])
-    handlers = {**about.handlers(), **uploader.handlers(), **desk.handlers(), **keepers.handlers()}
+    handlers = {**about.handlers(), **uploader.handlers(), **desk.handlers(), **journals.handlers(), **keepers.handlers()}
     async with Peer(peer_config(config.node, on_event), handlers) as peer:
         await meet(config.node, peer, on_event)
         naming = Naming.of(
@@ -123,7 +127,8 @@ async def _train(
             if keeping is not None:
                 keepers.open(run, keeping)
             with MetricsFile(config.folder) as metrics:
-                journal = Journal(metrics, listeners, clock)
+                noted = NotedRows(await asyncio.to_thread(read_noted, config.folder))
+                journal = Journal(metrics, (*listeners, noted.add), clock)
                 async with evaluating(run, data, config, peer, members, journal, on_event) as evaluator:
                     after: list[AfterStep] = [
                         Comings(members, journal).after,
@@ -135,6 +140,7 @@ async def _train(
                     trainer = Trainer(run, data, peer, members, RunReports(run.spec, journal, on_event), after, keeping, clock)
                     trainers.append(trainer)
                     desk.open(run.model, trainer.turns)
+                    journals.open(run.model, noted, lambda: trainer.turns.works_for)
                     await peer.directory.announce(lambda: _record(config.node, peer, run, keeping), (run.model.name,))
                     on_event(Event("ready"))
                     await trainer.train()
@@ -184,10 +190,11 @@ class Trainer:
         self._after = after if keeping is None else (*after, keeping.after)
         self._keeping = keeping
         self._run, self._reports, self._contribution = run, reports, Contribution(clock)
+        self._members = members
         num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
             members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(batches_of(data, run.spec)),
-            clock=clock, rng=random.Random(peer.peer_id), on_wait=reports.waits,
+            clock=clock, rng=random.Random(peer.peer_id), on_wait=reports.waits, on_accused=self._accused,
         )  # fmt: skip
         desk = LeaseDesk(peer.peer_id, clock, lambda: pipeline.window)
         recovery = Recovery(members=members, clock=clock, own_kept=self._kept, on_wait=reports.waits, on_restore=reports.restores)
@@ -216,6 +223,10 @@ class Trainer:
     def _note(self, finished: Finished) -> None:
         self._contribution.stepped(finished.version)
         self._reports.note(finished)
+
+    def _accused(self, peer: PeerId, cause: SwarmError) -> None:
+        stage = self._members.of(peer)
+        self._reports.leaves_out((stage.record.name if stage else "") or short_peer(peer), cause)
 
     def _done(self, done: Done) -> None:
         self._contribution.add(self._run.spec.batch.batch_tokens // self._run.spec.num_micro_batches)

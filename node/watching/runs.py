@@ -1,11 +1,8 @@
-"""The training runs of a swarm, and what a trainer here wrote.
-
-Losses, evaluations and samples do not travel between peers: they are shown of runs whose trainer writes its metrics on this machine.
-"""
+"""The training runs of a swarm, and what a trainer here wrote."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +10,22 @@ from node.runs import overview
 from node.runs.overview import RunOverview
 from node.training.metrics import FILE
 from node.training.report.history import History, read_history, thinned
+from node.watching import abouts
 from node.watching.look import Look
 from node.watching.run_rows import RunRow, run_rows
 from node.watching.watcher import Source
+from protocols.about import Trained
 from protocols.errors import SwarmError
 from protocols.ids import ModelId, PeerId
 from protocols.masks import indices_of
+from swarm.asking import answers
 from swarm.training.members import Members, Stage
 
 MAX_POINTS = 400
 """Points of a curve in the browser."""
+
+MAX_ASKED = 64
+"""Peers of one run that are asked what they have given."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +42,9 @@ class Participant:
     forward_ms: float
     backward_ms: float
     """Of one block and one micro-batch; 0 = not measured."""
+
+    given: Trained | None
+    """What it says that it has given since its start; None = it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,25 +70,38 @@ async def look_at_runs(source: Source, look: Look) -> list[RunView]:
 
 
 async def _participants(source: Source, look: Look, run: RunOverview) -> tuple[Participant, ...]:
+    members = Members(ModelId(run.name, run.digest), source.directory, source.pool)
     try:
-        stages = {
-            stage.peer: stage for stage in await Members(ModelId(run.name, run.digest), source.directory, source.pool).look()
-        }
+        stages = {stage.peer: stage for stage in await members.look()}
     except SwarmError:
         stages = {}
     rows = run_rows(look.records.values(), run.digest, {peer: stage.status for peer, stage in stages.items()})
-    return tuple(_participant(row, stages) for row in rows)
+    given = await _given(source, look, run, [PeerId(row.peer) for row in rows[:MAX_ASKED]])
+    return tuple(_participant(row, stages.get(PeerId(row.peer)), given.get(PeerId(row.peer))) for row in rows)
 
 
-def _participant(row: RunRow, stages: Mapping[PeerId, Stage]) -> Participant:
-    stage = stages.get(PeerId(row.peer))
+async def _given(source: Source, look: Look, run: RunOverview, peers: Sequence[PeerId]) -> dict[PeerId, Trained]:
+    """By peer, what it has given to the run; those that do not answer are left out."""
+
+    async def ask(peer: PeerId) -> Trained | None:
+        try:
+            about = await abouts.ask(source.pool, look.records[peer])
+        except SwarmError:
+            return None
+        return next((one for one in about.trained if one.run.digest == run.digest), None)
+
+    asked = [peer for peer in peers if peer not in look.silent]
+    return {peer: one async for peer, one in answers(asked, ask) if one is not None}
+
+
+def _participant(row: RunRow, stage: Stage | None, given: Trained | None) -> Participant:
     if stage is None:
-        return Participant(row=row, num_held=0, num_micro_batches=0, forward_ms=0.0, backward_ms=0.0)
+        return Participant(row=row, num_held=0, num_micro_batches=0, forward_ms=0.0, backward_ms=0.0, given=given)
     held = {index for unit in stage.status.units for mask in unit.ledger.values() for index in indices_of(mask)}
     status = stage.status
     return Participant(
         row=row, num_held=len(held), num_micro_batches=status.num_micro_batches, forward_ms=status.forward_ms,
-        backward_ms=status.backward_ms,
+        backward_ms=status.backward_ms, given=given,
     )  # fmt: skip
 
 

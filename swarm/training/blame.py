@@ -7,7 +7,7 @@ decide it: if two of them say the same, the micro-batch (or the learning rate) i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from protocols.errors import DrainingError, NonFiniteGradientError, NonsenseError, SwarmError
 from protocols.ids import PeerId
@@ -26,8 +26,9 @@ MAX_REPORTS = 4
 class Blame:
     """Of one trainer; all methods belong to one event loop."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, on_accused: Callable[[PeerId, SwarmError], None] = lambda peer, cause: None) -> None:
+        """on_accused: told each stage that is left out for BLAMED_S, once until that has passed."""
+        self._clock, self._on_accused = clock, on_accused
         self._suspects: dict[PeerId, float] = {}
         self._accused: dict[PeerId, float] = {}
         self._reports: dict[int, list[frozenset[PeerId]]] = {}
@@ -46,14 +47,14 @@ class Blame:
         if isinstance(cause, DrainingError):
             self._accused[route[hop]] = now_s + LEAVING_S
         elif isinstance(cause, NonsenseError):  # said by the hop above of this one, or by this one of the hop above
-            self._accuse(route[hop], route[max(0, hop - 1) : hop + 1], now_s)
+            self._accuse(route[hop], route[max(0, hop - 1) : hop + 1], now_s, cause)
         elif isinstance(cause, NonFiniteGradientError):  # its own word, but its gradient came from the hop below
             near = route[hop : hop + 2]
             self._words[index] = str(cause)
             self._reports.setdefault(index, []).append(frozenset(near))
             if len(near) == 1:
                 self._own.add(index)
-            self._accuse(near[-1], near, now_s)
+            self._accuse(near[-1], near, now_s, cause)
 
     def left_out(self) -> tuple[frozenset[PeerId], frozenset[PeerId]]:
         """(all that may be at fault, only those that must not be asked now)."""
@@ -72,7 +73,10 @@ class Blame:
         """What a stage has said last of a micro-batch that was not finite."""
         return self._words.get(index, "")
 
-    def _accuse(self, accused: PeerId, near: Sequence[PeerId], now_s: float) -> None:
+    def _accuse(self, accused: PeerId, near: Sequence[PeerId], now_s: float, cause: SwarmError) -> None:
+        is_new = self._accused.get(accused, 0.0) <= now_s
         self._accused[accused] = now_s + BLAMED_S
         for peer in near:
             self._suspects[peer] = now_s + BLAMED_S
+        if is_new:
+            self._on_accused(accused, cause)

@@ -21,6 +21,7 @@ from protocols.errors import (
     NonFiniteGradientError,
     NoRouteError,
     OverloadedError,
+    SwarmError,
     VersionMismatchError,
 )
 from protocols.ids import PeerId, short_peer
@@ -94,12 +95,13 @@ class Pipeline:
         clock: Clock,
         rng: random.Random,
         on_wait: Callable[[str], None] = lambda text: None,
+        on_accused: Callable[[PeerId, SwarmError], None] = lambda peer, cause: None,
     ) -> None:
-        """on_wait: told what is waited for: stages that do not cover the model, or one that does not answer."""
+        """on_wait: told what is waited for: stages that do not cover the model, or one that does not answer. on_accused: as `Blame`."""
         self._members, self._pool, self._spec, self._num_blocks = members, pool, spec, num_blocks
         self._source, self._clock, self._rng, self._on_wait = source, clock, rng, on_wait
         self._sent: Counter[PeerId] = Counter()
-        self._arrivals, self._blame, self._window = Arrivals(), Blame(clock), Window()
+        self._arrivals, self._blame, self._window = Arrivals(), Blame(clock, on_accused), Window()
         self._version, self._looking = 0, asyncio.Lock()
         self._progress = Progress(spec.num_micro_batches, all_parts(num_blocks))
 

@@ -64,6 +64,11 @@ class Turns:
         self._works_for: PeerId | None = None
         self._num_waits = 0
 
+    @property
+    def works_for(self) -> PeerId | None:
+        """The trainer that coordinates, this one perhaps; None if it is not known now."""
+        return self._works_for
+
     async def on_lease(self, request: bytes, call: Call) -> bytes:
         """Handles `lease`."""
         asked = LeaseRequest.parse(request)

@@ -24,6 +24,7 @@ from protocols import (
     held,
     hello,
     inference,
+    journal,
     kept,
     leases,
     masks,
@@ -148,6 +149,17 @@ SAMPLES: dict[str, Any] = {
                               device_bytes=1 << 37),
         uptime_s=3_600.5, free_bytes=1 << 36, num_sessions=12, num_steps=3_400, num_tokens=5_600,
         trained=(about.Trained(run=MODEL, role="stage", num_micro_batches=96, num_tokens=98_304, num_versions=6, seconds=61.5),),
+    ),
+    "journal?": journal.JournalRequest(run=MODEL, journal=b"8 bytes.", after=7),
+    "journal": journal.JournalPart(
+        journal=b"8 bytes.", last=11, newest=12, coordinator=ALICE.peer_id,
+        rows=(
+            journal.NotedVersion(version=3, loss=2.5, tokens=3_072, tokens_per_s=81.5, grad_norm=0.25, time_s=9.5, num_stages=2),
+            journal.NotedEvent(event="left out", version=3, time_s=9.75, text="attic for 30 s"),
+            journal.NotedEvaluation(
+                version=3, loss=None, bits_per_byte=None, num_tokens=0, time_s=10.0, samples=(("Once", "upon a time"),)
+            ),
+        ),
     ),
     "manifest": MANIFEST,
     "manifest of a run": replace(MANIFEST, run=RUN),
@@ -298,6 +310,8 @@ PARSERS: dict[str, Callable[[bytes], Any]] = {
     "dialled_back": hello.DialBackReply.parse,
     "about?": about.AboutRequest.parse,
     "about": about.About.parse,
+    "journal?": journal.JournalRequest.parse,
+    "journal": journal.JournalPart.parse,
     "manifest": weights.Manifest.parse,
     "manifest of a run": weights.Manifest.parse,
     "manifest?": weights.ManifestRequest.parse,
@@ -801,6 +815,33 @@ abouts = st.builds(
     ).map(tuple),
 )  # fmt: skip
 
+_losses = st.none() | st.floats(-training.MAX_LOSS, training.MAX_LOSS)
+_row_numbers = st.integers(0, journal.MAX_NUMBER)
+_run_versions = st.integers(0, MAX_VERSION)
+_journal_ids = st.binary(min_size=8, max_size=8)
+_noted = st.one_of(
+    st.builds(
+        journal.NotedVersion, version=_run_versions, loss=_losses, tokens=_amounts, tokens_per_s=st.floats(0, journal.MAX_SPEED),
+        grad_norm=st.floats(0, training.MAX_LOSS), time_s=_ages, num_stages=st.integers(0, 1 << 16),
+    ),
+    st.builds(
+        journal.NotedEvaluation, version=_run_versions, loss=_losses, bits_per_byte=st.none() | st.floats(0, journal.MAX_BITS),
+        num_tokens=_amounts, time_s=_ages,
+        samples=st.lists(st.tuples(text(journal.MAX_TEXT), text(journal.MAX_TEXT)), max_size=journal.MAX_SAMPLES).map(tuple),
+    ),
+    st.builds(journal.NotedEvent, event=text(journal.MAX_EVENT), version=_run_versions, time_s=_ages, text=text(journal.MAX_TEXT)),
+)  # fmt: skip
+
+
+@st.composite
+def journal_parts(draw: st.DrawFn) -> journal.JournalPart:
+    last, newest = sorted((draw(_row_numbers), draw(_row_numbers)))
+    return journal.JournalPart(
+        journal=draw(_journal_ids), last=last, newest=newest, rows=tuple(draw(st.lists(_noted, max_size=4))),
+        coordinator=draw(st.none() | peers),
+    )  # fmt: skip
+
+
 STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "group": all_groups,
     "card": all_cards(),
@@ -828,6 +869,10 @@ STRATEGIES: dict[str, st.SearchStrategy[Any]] = {
     "applied": _applied(),
     "about?": st.builds(about.AboutRequest),
     "about": abouts,
+    "journal?": st.builds(
+        journal.JournalRequest, run=models, journal=st.just(b"") | _journal_ids, after=st.integers(0, journal.MAX_NUMBER)
+    ),
+    "journal": journal_parts(),
     "hello": hellos,
     "dial_back": st.builds(hello.DialBack, addresses=address_lists, certificate=st.binary(max_size=600)),
     "dialled_back": st.builds(hello.DialBackReply, reachable=address_lists, reason=text(300)),

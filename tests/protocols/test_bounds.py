@@ -24,6 +24,7 @@ from protocols import (
     held,
     hello,
     inference,
+    journal,
     kept,
     leases,
     msgpack_bounds,
@@ -143,6 +144,18 @@ def largest_card() -> cards.Card:
     return cards.Card(group=group.digest(), peer=ALICE.peer_id, ledger=ledger, agreed=agreed).signed(ALICE.sign)
 
 
+def noted(letters: int) -> journal.NotedEvaluation:
+    """A row with all its samples."""
+    return journal.NotedEvaluation(
+        version=MAX_VERSION, loss=1e30, bits_per_byte=1e6, num_tokens=journal.MAX_TOKENS, time_s=1e10,
+        samples=((WIDE * letters, WIDE * letters),) * journal.MAX_SAMPLES,
+    )  # fmt: skip
+
+
+def happened(letters: int) -> journal.NotedEvent:
+    return journal.NotedEvent(event=WIDE * min(letters, journal.MAX_EVENT), version=MAX_VERSION, time_s=1e10, text=WIDE * letters)
+
+
 LARGEST: dict[str, Callable[[], Any]] = {
     "group": largest_group,
     "card": largest_card,
@@ -183,6 +196,11 @@ LARGEST: dict[str, Callable[[], Any]] = {
             run=MODEL, role="trainer", num_micro_batches=about.MAX_AMOUNT, num_tokens=about.MAX_AMOUNT,
             num_versions=about.MAX_AMOUNT, seconds=1e10,
         ),) * about.MAX_TRAINED,
+    ),
+    "journal?": lambda: journal.JournalRequest(run=MODEL, journal=bytes(8), after=journal.MAX_NUMBER),
+    "journal": lambda: journal.JournalPart(
+        journal=bytes(8), last=journal.MAX_NUMBER, newest=journal.MAX_NUMBER, coordinator=ALICE.peer_id,
+        rows=tuple(journal.fitting([*[noted(300)] * 2, *[happened(300)] * 2, *[noted(0)] * 30, *[happened(0)] * 30])),
     ),
     "dial_back": lambda: hello.DialBack(addresses=(ADDRESS,) * 8, certificate=bytes(4_096)),
     "dialled_back": lambda: hello.DialBackReply(reachable=(ADDRESS,) * 8, reason=WIDE * 300),

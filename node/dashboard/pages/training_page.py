@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from nicegui import ui
 
-from node.dashboard.dashboard import Dashboard
 from node.dashboard.pages.frame import frame, heading
 from node.dashboard.pages.tables import Redrawn, fact_list, table
-from node.dashboard.pages.visit import dashboard_here, keep_up
+from node.dashboard.pages.visit import dashboard_here, keep_up, watch_runs
 from node.training.report.history import History
 from node.watching import runs
 from node.watching.changes import label
+from node.watching.run_watcher import RunWatcher
 from node.watching.runs import Curve, Participant, RunView
-from protocols.errors import SwarmError
-from protocols.words import one_line
+from protocols.words import counted, one_line
 
-EVERY_S = 2.0
-"""Between two looks at the runs, beside the 3 s that one takes."""
+NO_RUN = "no run is under way; begin one: swarm node --run RUN.toml, and swarm train RUN.toml"
 
 SHOWN = 12
 """Evaluations, and events, that are listed, the newest first."""
@@ -27,7 +24,7 @@ SHOWN = 12
 MAX_SAMPLE = 400
 """Letters of a sample."""
 
-HEADS = ("peer", "roles", "state", "version", "in hand", "in its sums", "forward, ms", "backward, ms", "serves")
+HEADS = ("peer", "roles", "state", "version", "in hand", "in its sums", "has given", "forward, ms", "backward, ms", "serves")
 
 
 def register() -> None:
@@ -40,67 +37,54 @@ def show() -> None:
     with frame("Training"):
         with ui.element("h1").classes("mm-only-read"):
             ui.label("Training runs")
-        Training(dashboard_here())
+        Training(dashboard_here().runs)
 
 
 class Training:
     """What one visitor sees of the runs."""
 
-    def __init__(self, dashboard: Dashboard) -> None:
-        self._dashboard = dashboard
+    def __init__(self, watched: RunWatcher) -> None:
+        self._watched = watched
         self._told = ui.label("looking for runs").classes("mm-quiet").props('role="status"')
-        self._runs: dict[str, Run] = {}
+        self._runs: dict[tuple[str, str], Run] = {}
         self._box = ui.element("div")
-        self._views: list[RunView] = []
-        self._histories: dict[str, History] = {}
-        looking = asyncio.create_task(self._look_always(), name="looking at runs")
-        ui.context.client.on_delete(looking.cancel)
+        watch_runs()
         keep_up(self._draw, 0.5)
 
-    async def _look_always(self) -> None:
-        while True:
-            watcher, folder = self._dashboard.watcher, self._dashboard.runs_folder
-            if folder is not None:
-                self._histories = {one.name: one for one in await asyncio.to_thread(runs.histories, folder)}
-            if watcher.source is not None:
-                try:
-                    self._views = await runs.look_at_runs(watcher.source, watcher.look)
-                except SwarmError as error:
-                    self._told.set_text(one_line(str(error)))
-            self._is_known = True
-            await asyncio.sleep(EVERY_S)
-
-    _is_known = False
-
     def _draw(self) -> None:
-        views = {one.overview.name: one for one in self._views}
-        names = sorted({*views, *self._histories})
-        if self._is_known:
-            self._told.set_text(
-                "" if names else "no run is under way; begin one: swarm node --run RUN.toml, and swarm train RUN.toml"
-            )
+        watched = self._watched
+        views = {(one.overview.name, one.overview.digest): one for one in watched.views}
+        known = watched.known
+        if watched.has_looked or known:
+            self._told.set_text(watched.problem or ("" if known else NO_RUN))
         self._told.set_visibility(bool(self._told.text))
-        for name in names:
-            if name not in self._runs:
+        for gone in self._runs.keys() - set(known):
+            self._runs.pop(gone).delete()
+        for run in known:
+            if run not in self._runs:
                 with self._box:
-                    self._runs[name] = Run(name)
-            self._runs[name].draw(views.get(name), self._histories.get(name))
+                    self._runs[run] = Run(run[0])
+            self._runs[run].draw(views.get(run), watched.history(*run))
 
 
 class Run:
     """One run's part of the page."""
 
     def __init__(self, name: str) -> None:
-        with ui.element("section").classes("mm-card").props('aria-label="Run"'):
+        with ui.element("section").classes("mm-card").props('aria-label="Run"') as self._card:
             heading(one_line(name))
             self._facts = Redrawn()
             self._charts = ui.element("div").classes("mm-charts")
             self._participants, self._written = Redrawn(), Redrawn()
         self._curves: tuple[Chart, Chart] | None = None
-        self._drawn = 0, 0
+        self._drawn = 0, 0, 0
+
+    def delete(self) -> None:
+        """Take it off the page."""
+        self._card.delete()
 
     def draw(self, view: RunView | None, history: History | None) -> None:
-        """As they are now. view: None = no peer of the swarm takes part; history: None = its trainer writes nothing here."""
+        """As they are now. view: None = no peer of the swarm takes part; history: None = no trainer has said anything."""
         if self._facts.is_new((view.overview if view else None, history is None)):
             with self._facts.box:
                 _facts(view, history)
@@ -108,11 +92,11 @@ class Run:
             with self._participants.box:
                 table("Who takes part", HEADS, [_cells(one) for one in view.participants], num_texts=3)
         if history is not None:
-            drawn = len(history.versions), len(history.evaluations)
+            drawn = _size(history)
             if drawn != self._drawn:
                 self._drawn = drawn
                 self._draw_curves(history)
-            if self._written.is_new((drawn[1], len(history.events))):
+            if self._written.is_new((drawn[1], drawn[2], len(history.events))):
                 with self._written.box:
                     _written(history)
 
@@ -123,6 +107,12 @@ class Run:
         losses, speeds = self._curves
         losses.show({"training": runs.curve(history, "loss"), "validation": runs.evaluated(history, "loss")})
         speeds.show({"tokens/s": runs.curve(history, "tokens_per_s")})
+
+
+def _size(history: History) -> tuple[int, int, int]:
+    """Another one if anything of its curves is new; rows are thinned out, so their number may stay."""
+    newest = int(history.versions[-1]["version"]) if history.versions else 0
+    return newest, len(history.evaluations), int(history.evaluations[-1]["evaluation"]) if history.evaluations else 0
 
 
 def _facts(view: RunView | None, history: History | None) -> None:
@@ -137,14 +127,11 @@ def _facts(view: RunView | None, history: History | None) -> None:
             ("served version", "–" if one.served is None else str(one.served)),
         ])  # fmt: skip
     else:
-        ui.label("no peer of this swarm takes part now; what is below was written by a trainer on this machine").classes(
+        ui.label("no peer of this swarm takes part now; what is below was told or written by a trainer before").classes(
             "mm-quiet"
         )
     if history is None:
-        text = (
-            "losses, evaluations and samples are shown where the trainer writes them: swarm serve --runs-dir DIR, on its machine"
-        )
-        ui.label(text).classes("mm-quiet")
+        ui.label("no trainer of it has told its losses, evaluations and events yet").classes("mm-quiet")
 
 
 def _cells(one: Participant) -> tuple[str, ...]:
@@ -153,6 +140,7 @@ def _cells(one: Participant) -> tuple[str, ...]:
         label(row.name, row.peer), one_line(", ".join(row.roles)), one_line(row.state) or "–",
         "–" if row.version is None else str(row.version), str(row.queue) if is_stage else "–",
         f"{one.num_held} of {one.num_micro_batches}" if one.num_micro_batches else "–",
+        counted(one.given.num_micro_batches, "micro-batch", is_grouped=True) if one.given else "–",
         f"{one.forward_ms:.2f}" if one.forward_ms else "–", f"{one.backward_ms:.2f}" if one.backward_ms else "–",
         ", ".join(map(str, row.served)) or "–",
     )  # fmt: skip
@@ -213,7 +201,12 @@ def _written(history: History) -> None:
         rows = [
             (str(one.version), one_line(one.event), one_line(one.text)[:MAX_SAMPLE]) for one in reversed(history.events[-SHOWN:])
         ]
-        table("Events of the run: joins, losses, bans, checkpoints", ("version", "event", "what"), rows, num_texts=3)
+        table(
+            "Events of the run: stages that came, went or were left out, and waits",
+            ("version", "event", "what"),
+            rows,
+            num_texts=3,
+        )
 
 
 _EVALUATED = ("evaluation", "loss", "perplexity", "bits_per_byte")

@@ -31,6 +31,13 @@ def home_here() -> str:
     return f"{ui.context.client.request.scope.get('root_path', '')}/"
 
 
+def watch_runs() -> None:
+    """While the visitor stays, the swarm's training runs are watched, too."""
+    held = ExitStack()
+    held.enter_context(dashboard_here().runs.watched())
+    ui.context.client.on_delete(held.close)
+
+
 def keep_up(draw: Callable[[], None], every_s: float = EVERY_S) -> None:
     """Draw now, and again and again while the visitor stays; meanwhile the swarm is watched closely."""
     held = ExitStack()

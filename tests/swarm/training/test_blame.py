@@ -39,6 +39,18 @@ def test_of_two_neighbours_both_are_suspected_and_one_is_left_out() -> None:
     assert not own.is_at_fault(3, has_other_way=False) and not own.is_at_fault(4, has_other_way=False)
 
 
+def test_a_stage_that_is_left_out_is_told_once_until_it_may_come_back() -> None:
+    times, told = Times(), list[tuple[PeerId, str]]()
+    own = Blame(Clock(now_s=lambda: times.now_s), lambda peer, cause: told.append((peer, str(cause))))
+    own.note(3, 0, (A, B), DrainingError("leaves"))
+    for index in range(3):
+        own.note(index, 1, (A, B), NonsenseError("cannot be used"))
+    assert told == [(B, "cannot be used")], "a stage that leaves is no news of this kind"
+    times.now_s += BLAMED_S
+    own.note(9, 0, (A, B), NonFiniteGradientError("the loss is nan"))
+    assert told[1:] == [(B, "the loss is nan")]
+
+
 def test_a_micro_batch_is_at_fault_if_stages_that_have_nothing_in_common_say_so() -> None:
     own, _ = blame()
     own.note(3, 1, (A, B), NonFiniteGradientError("the loss is nan"))

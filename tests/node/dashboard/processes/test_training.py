@@ -1,4 +1,4 @@
-"""A training run followed in a browser: progress, curves, participants, samples."""
+"""A training run on other machines, followed in a browser: progress, curves, participants, samples."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_run_is_followed_from_its_curves_to_its_samples(browser: Browser, pool
     node.wait_for("ready")
     swarm.trainer("trainer")
     peer = node.said["multiaddr"]
-    gateway = serve(pool, "gateway", "--peer", peer, "--runs-dir", str(swarm.folder.parent))
+    gateway = serve(pool, "gateway", "--peer", peer)
     browser.open(f"{home(gateway)}page/training")
     browser.until(lambda: version_of(browser) >= 3, 60, "version 3")
     first = version_of(browser)
@@ -53,7 +53,11 @@ def test_a_run_is_followed_from_its_curves_to_its_samples(browser: Browser, pool
     assert "stage" in browser.text("section[aria-label='Run']") and "training" in browser.text("section[aria-label='Run']")
     browser.until(lambda: "training " in browser.text(".mm-charts"), 30)
     assert browser.run("return document.querySelectorAll('.mm-chart canvas').length") == 2
+    browser.until(lambda: "micro-batch" in browser.text("section[aria-label='Run'] .mm-table"), 20, "what each has given")
     browser.until_text("Samples of version", "section[aria-label='Run']", 40)
     assert "The assert" in browser.text("section[aria-label='Run']")
     browser.until(lambda: version_of(browser) > first, 30, "a later version")
+    assert "1, 1, 1" in browser.text(".mm-facts"), "who watches is no trainer"
+    swarm.node("second", "0:3")
+    browser.until_text("joined", "section[aria-label='Run']", 40)
     assert browser.faults() == []
