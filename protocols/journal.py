@@ -1,8 +1,8 @@
-"""The journal of a run: what its trainers note, for peers that watch.
+"""The journal of a run: what its trainers note, for watchers.
 
     journal    JournalRequest -> JournalPart      any peer -> trainer: what have you noted since?
 
-Who asks takes no part in the run: `lease` would count it as a trainer. Rows have numbers from 1 on, of which some are missing: a trainer
+Who asks takes no part in the run: `lease` would count it as a trainer. Notes have numbers from 1 on, of which some are missing: a trainer
 thins out what is old. A trainer that has started anew counts anew, under another `journal`. Everything here is a claim of that trainer.
 """
 
@@ -19,14 +19,14 @@ from protocols.training import MAX_LOSS
 from protocols.weights_id import MAX_VERSION
 
 JOURNAL_ID_BYTES: Final = 8
-MAX_ROWS: Final = 64
+MAX_NOTES: Final = 64
 """Of one answer."""
 
 MAX_BYTES: Final = 24_000
-"""Of an answer's rows."""
+"""Of an answer's notes."""
 
 MAX_NUMBER: Final = 1 << 40
-"""Of a row."""
+"""Of a note."""
 
 MAX_SAMPLES: Final = 4
 """Of one evaluation."""
@@ -89,7 +89,7 @@ Noted = NotedVersion | NotedEvaluation | NotedEvent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalRequest:
-    """What have you noted of this run, after the row `after` of the journal with this id?"""
+    """What have you noted of this run, after the note `after` of the journal with this id?"""
 
     run: ModelId
     journal: bytes = b""
@@ -111,21 +111,21 @@ class JournalRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalPart:
-    """Some rows, in the order in which they were noted."""
+    """Some notes, in the order in which they were noted."""
 
     journal: bytes
-    """Another one than was asked for: what the asker has is of an earlier start, and the rows begin anew."""
+    """Another one than was asked for: what the asker has is of an earlier start, and the notes begin anew."""
     last: int
-    """Number of the last row here; the next question is for what comes after it."""
+    """Number of the last note here; the next question is for what comes after it."""
     newest: int
-    """Number of the newest row that there is."""
-    rows: tuple[Noted, ...] = ()
+    """Number of the newest note that there is."""
+    notes: tuple[Noted, ...] = ()
     coordinator: PeerId | None = None
     """The trainer that coordinates the run, as the answerer knows it: only that one evaluates."""
 
     def encode(self) -> bytes:
-        rows = [pack(row) for row in self.rows]
-        return frame.encode({"t": "journal", "journal": self.journal, "last": self.last, "newest": self.newest, "rows": rows,
+        notes = [pack(note) for note in self.notes]
+        return frame.encode({"t": "journal", "journal": self.journal, "last": self.last, "newest": self.newest, "notes": notes,
                              "peer": self.coordinator or ""})  # fmt: skip
 
     @classmethod
@@ -136,33 +136,33 @@ class JournalPart:
             journal=fields.exactly(header, "journal", JOURNAL_ID_BYTES),
             last=last,
             newest=fields.integer(header, "newest", last, MAX_NUMBER),
-            rows=tuple(_row(item) for item in fields.array(header, "rows", MAX_ROWS)),
+            notes=tuple(_note(item) for item in fields.array(header, "notes", MAX_NOTES)),
             coordinator=None if header.get("peer") == "" else parse_peer_id(header.get("peer")),
         )
 
 
-def pack(row: Noted) -> list[Any]:
+def pack(note: Noted) -> list[Any]:
     """As it travels."""
-    match row:
+    match note:
         case NotedVersion():
-            return ["version", row.version, _float(row.loss), row.tokens, float(row.tokens_per_s), float(row.grad_norm),
-                    float(row.time_s), row.num_stages]  # fmt: skip
+            return ["version", note.version, _float(note.loss), note.tokens, float(note.tokens_per_s), float(note.grad_norm),
+                    float(note.time_s), note.num_stages]  # fmt: skip
         case NotedEvaluation():
-            return ["evaluation", row.version, _float(row.loss), _float(row.bits_per_byte), row.num_tokens, float(row.time_s),
-                    [list(one) for one in row.samples]]  # fmt: skip
+            return ["evaluation", note.version, _float(note.loss), _float(note.bits_per_byte), note.num_tokens, float(note.time_s),
+                    [list(one) for one in note.samples]]  # fmt: skip
         case NotedEvent():
-            return ["event", row.version, row.event, float(row.time_s), row.text]
+            return ["event", note.version, note.event, float(note.time_s), note.text]
 
 
 def _float(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def _row(item: object) -> Noted:
+def _note(item: object) -> Noted:
     kind = item[0] if isinstance(item, list) and item else None
     reader = _READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
-        raise BadRequestError(f"a row of a journal begins with one of {', '.join(_READERS)}")
+        raise BadRequestError(f"a note of a journal begins with one of {', '.join(_READERS)}")
     names, read = reader
     assert isinstance(item, list)
     if len(item) != 1 + len(names):
@@ -170,35 +170,35 @@ def _row(item: object) -> Noted:
     return read(dict(zip(names, item[1:], strict=True)))
 
 
-def _version(row: fields.Header) -> Noted:
+def _version(note: fields.Header) -> Noted:
     return NotedVersion(
-        version=fields.integer(row, "version", 0, MAX_VERSION),
-        loss=_number(row, "loss", MAX_LOSS),
-        tokens=fields.integer(row, "tokens", 0, MAX_TOKENS),
-        tokens_per_s=fields.number(row, "speed", 0, MAX_SPEED),
-        grad_norm=fields.number(row, "norm", 0, MAX_LOSS),
-        time_s=fields.number(row, "time", 0, MAX_SECONDS),
-        num_stages=fields.integer(row, "stages", 0, 1 << 16),
+        version=fields.integer(note, "version", 0, MAX_VERSION),
+        loss=_number(note, "loss", MAX_LOSS),
+        tokens=fields.integer(note, "tokens", 0, MAX_TOKENS),
+        tokens_per_s=fields.number(note, "speed", 0, MAX_SPEED),
+        grad_norm=fields.number(note, "norm", 0, MAX_LOSS),
+        time_s=fields.number(note, "time", 0, MAX_SECONDS),
+        num_stages=fields.integer(note, "stages", 0, 1 << 16),
     )
 
 
-def _evaluation(row: fields.Header) -> Noted:
+def _evaluation(note: fields.Header) -> Noted:
     return NotedEvaluation(
-        version=fields.integer(row, "version", 0, MAX_VERSION),
-        loss=_number(row, "loss", MAX_LOSS),
-        bits_per_byte=_number(row, "bits", MAX_BITS),
-        num_tokens=fields.integer(row, "tokens", 0, MAX_TOKENS),
-        time_s=fields.number(row, "time", 0, MAX_SECONDS),
-        samples=tuple(_sample(one) for one in fields.array(row, "samples", MAX_SAMPLES)),
+        version=fields.integer(note, "version", 0, MAX_VERSION),
+        loss=_number(note, "loss", MAX_LOSS),
+        bits_per_byte=_number(note, "bits", MAX_BITS),
+        num_tokens=fields.integer(note, "tokens", 0, MAX_TOKENS),
+        time_s=fields.number(note, "time", 0, MAX_SECONDS),
+        samples=tuple(_sample(one) for one in fields.array(note, "samples", MAX_SAMPLES)),
     )
 
 
-def _event(row: fields.Header) -> Noted:
+def _event(note: fields.Header) -> Noted:
     return NotedEvent(
-        version=fields.integer(row, "version", 0, MAX_VERSION),
-        event=fields.text(row, "event", MAX_EVENT),
-        time_s=fields.number(row, "time", 0, MAX_SECONDS),
-        text=fields.text(row, "text", MAX_TEXT),
+        version=fields.integer(note, "version", 0, MAX_VERSION),
+        event=fields.text(note, "event", MAX_EVENT),
+        time_s=fields.number(note, "time", 0, MAX_SECONDS),
+        text=fields.text(note, "text", MAX_TEXT),
     )
 
 
@@ -209,32 +209,32 @@ _READERS: Final[Mapping[str, tuple[tuple[str, ...], Callable[[fields.Header], No
 }
 
 
-def _number(row: fields.Header, key: str, most: float) -> float | None:
-    return None if row.get(key) is None else fields.number(row, key, -most, most)
+def _number(note: fields.Header, key: str, most: float) -> float | None:
+    return None if note.get(key) is None else fields.number(note, key, -most, most)
 
 
 def _sample(item: object) -> tuple[str, str]:
     if not isinstance(item, list) or len(item) != 2:
         raise BadRequestError("expected the list [prompt, text]")
-    row = dict(zip(("prompt", "text"), item, strict=True))
-    return fields.text(row, "prompt", MAX_TEXT), fields.text(row, "text", MAX_TEXT)
+    note = dict(zip(("prompt", "text"), item, strict=True))
+    return fields.text(note, "prompt", MAX_TEXT), fields.text(note, "text", MAX_TEXT)
 
 
-def fitting(rows: Sequence[Noted]) -> Sequence[Noted]:
+def fitting(notes: Sequence[Noted]) -> Sequence[Noted]:
     """As many of the first as one answer takes."""
     num_bytes = 0
-    for number, row in enumerate(rows[:MAX_ROWS]):
-        num_bytes += _most_bytes(row)
+    for number, note in enumerate(notes[:MAX_NOTES]):
+        num_bytes += _most_bytes(note)
         if num_bytes > MAX_BYTES:
-            return rows[:number]
-    return rows[:MAX_ROWS]
+            return notes[:number]
+    return notes[:MAX_NOTES]
 
 
-def _most_bytes(row: Noted) -> int:
+def _most_bytes(note: Noted) -> int:
     """An upper bound of what it takes."""
     texts: tuple[str, ...] = ()
-    if isinstance(row, NotedEvent):
-        texts = row.event, row.text
-    elif isinstance(row, NotedEvaluation):
-        texts = tuple(text for sample in row.samples for text in sample)
+    if isinstance(note, NotedEvent):
+        texts = note.event, note.text
+    elif isinstance(note, NotedEvaluation):
+        texts = tuple(text for sample in note.samples for text in sample)
     return 96 + sum(len(text.encode()) + 4 for text in texts)

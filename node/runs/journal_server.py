@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from node.runs.noted_rows import NotedRows
+from node.runs.notes import Notes
 from protocols import services
 from protocols.errors import ModelNotFoundError, OverloadedError
 from protocols.ids import ModelId, PeerId
@@ -29,15 +29,15 @@ class JournalServer:
     def __init__(self, on_sent: Callable[[int], None] = lambda num_bytes: None, clock: Clock = SYSTEM) -> None:
         """on_sent: told the bytes of each answer, which do not wait for an upload rate."""
         self._run: ModelId | None = None
-        self._rows = NotedRows()
+        self._notes = Notes()
         self._coordinator: Callable[[], PeerId | None] = lambda: None
         self._on_sent = on_sent
         self._answers = Meter(MAX_PER_CALLER, WINDOW_S, clock.now_s)
         self._answers_of_prefix = Meter(MAX_PER_PREFIX, WINDOW_S, clock.now_s)
 
-    def open(self, run: ModelId, rows: NotedRows, coordinator: Callable[[], PeerId | None]) -> None:
-        """From now on, these rows are given. coordinator: the trainer that coordinates the run now, if it is known."""
-        self._run, self._rows, self._coordinator = run, rows, coordinator
+    def open(self, run: ModelId, notes: Notes, coordinator: Callable[[], PeerId | None]) -> None:
+        """From now on, these notes are given. coordinator: the trainer that coordinates the run now, if it is known."""
+        self._run, self._notes, self._coordinator = run, notes, coordinator
 
     def handlers(self) -> Handlers:
         return {services.JOURNAL.name: self._on_journal}
@@ -47,9 +47,9 @@ class JournalServer:
         if asked.run != self._run:
             raise ModelNotFoundError(f"run {asked.run.name} ({asked.run.digest[:12]}) has no trainer here: ask another peer")
         self._spend(call)
-        rows, last = self._rows.after(asked.after if asked.journal == self._rows.id else 0)
+        notes, last = self._notes.after(asked.after if asked.journal == self._notes.id else 0)
         part = JournalPart(
-            journal=self._rows.id, last=last, newest=self._rows.newest, rows=tuple(rows), coordinator=self._coordinator()
+            journal=self._notes.id, last=last, newest=self._notes.newest, notes=tuple(notes), coordinator=self._coordinator()
         )
         answer = part.encode()
         self._on_sent(len(answer))

@@ -17,7 +17,7 @@ ASK_S = 3.0
 """How long a trainer may take."""
 
 BACK = 32
-"""Rows that are looked through for a loss, from the newest on: between two versions there may be events."""
+"""Notes that are looked through for a loss, from the newest on: between two versions there may be events."""
 
 MAX_TRAINERS = 4
 """That are asked, one after the other."""
@@ -40,7 +40,7 @@ async def _loss(channel: PeerChannel, run: ModelId) -> float | None:
     part = first
     if first.last < first.newest:
         part = await _part(channel, JournalRequest(run=run, journal=first.journal, after=max(first.last, first.newest - BACK)))
-    found = [row.loss for row in (*first.rows, *part.rows) if isinstance(row, NotedVersion) and row.loss is not None]
+    found = [note.loss for note in (*first.notes, *part.notes) if isinstance(note, NotedVersion) and note.loss is not None]
     return found[-1] if found else None
 
 

@@ -29,7 +29,7 @@ from node.runs.journal_server import JournalServer
 from node.runs.keeper_server import KeeperServer, model_of
 from node.runs.keeping import Keeping
 from node.runs.lease_handler import LeaseHandler
-from node.runs.noted_rows import NotedRows, read_noted
+from node.runs.notes import Notes, read_noted
 from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data
 from node.runs.publisher import PUBLISH_EVERY_S, Publisher
 from node.runs.run_reports import RunReports
@@ -127,7 +127,7 @@ async def _train(
             if keeping is not None:
                 keepers.open(run, keeping)
             with MetricsFile(config.folder) as metrics:
-                noted = NotedRows(await asyncio.to_thread(read_noted, config.folder))
+                noted = Notes(await asyncio.to_thread(read_noted, config.folder))
                 journal = Journal(metrics, (*listeners, noted.add), clock)
                 async with evaluating(run, data, config, peer, members, journal, on_event) as evaluator:
                     after: list[AfterStep] = [

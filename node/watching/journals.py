@@ -38,7 +38,7 @@ MAX_PARTS, MAX_PARTS_IN_ALL = 32, 256
 """Parts, of 24 KB at most, that one look asks of one trainer, and of all. The rest comes with the next look."""
 
 MAX_VERSIONS, MAX_EVALUATIONS, MAX_EVENTS = 2_048, 512, 300
-"""Rows of one trainer that are kept."""
+"""Notes of one trainer that are kept."""
 
 T = TypeVar("T")
 
@@ -55,35 +55,35 @@ class Followed:
     coordinator: PeerId | None = None
 
     def take(self, part: JournalPart) -> None:
-        """The next rows. BadRequestError if they lead nowhere."""
+        """The next notes. BadRequestError if they lead nowhere."""
         if part.journal != self.journal:
             self.journal, self.last, self.versions, self.evaluations, self.events = part.journal, 0, {}, {}, []
-        if part.last < self.last or (part.rows and part.last == self.last):
-            raise BadRequestError(f"a journal's rows have growing numbers, got {part.last} after {self.last}")
+        if part.last < self.last or (part.notes and part.last == self.last):
+            raise BadRequestError(f"a journal's notes have growing numbers, got {part.last} after {self.last}")
         self.last, self.coordinator = part.last, part.coordinator
-        for row in part.rows:
-            self._add(row)
+        for note in part.notes:
+            self._add(note)
 
-    def _add(self, row: NotedVersion | NotedEvaluation | NotedEvent) -> None:
-        if isinstance(row, NotedEvent):
-            self.events = [*self.events, row][-MAX_EVENTS:]
-        elif isinstance(row, NotedEvaluation):
-            self.evaluations[row.version] = row
+    def _add(self, note: NotedVersion | NotedEvaluation | NotedEvent) -> None:
+        if isinstance(note, NotedEvent):
+            self.events = [*self.events, note][-MAX_EVENTS:]
+        elif isinstance(note, NotedEvaluation):
+            self.evaluations[note.version] = note
             self.evaluations = _thin(self.evaluations, MAX_EVALUATIONS)
         else:
-            if self.versions and row.version <= max(self.versions):  # the run has gone back
-                self.versions = {key: one for key, one in self.versions.items() if key < row.version}
-                self.evaluations = {key: one for key, one in self.evaluations.items() if key < row.version}
-            self.versions[row.version] = row
+            if self.versions and note.version <= max(self.versions):  # the run has gone back
+                self.versions = {key: one for key, one in self.versions.items() if key < note.version}
+                self.evaluations = {key: one for key, one in self.evaluations.items() if key < note.version}
+            self.versions[note.version] = note
             self.versions = _thin(self.versions, MAX_VERSIONS)
 
 
-def _thin(rows: dict[int, T], most: int) -> dict[int, T]:
+def _thin(notes: dict[int, T], most: int) -> dict[int, T]:
     """Half of them, if there are too many."""
-    if len(rows) <= most:
-        return rows
-    kept = spread(sorted(rows), most // 2)
-    return {key: one for key, one in rows.items() if key in kept}
+    if len(notes) <= most:
+        return notes
+    kept = spread(sorted(notes), most // 2)
+    return {key: one for key, one in notes.items() if key in kept}
 
 
 class Journals:
@@ -126,7 +126,7 @@ class Journals:
                 part = JournalPart.parse(await channel.unary(services.JOURNAL, request.encode(), ASK_S))
                 followed.take(part)
                 self._keep(run, record.peer, followed)
-                if not part.rows or part.last >= part.newest:
+                if not part.notes or part.last >= part.newest:
                     break
 
     def _keep(self, run: ModelId, peer: PeerId, followed: Followed) -> None:
@@ -174,21 +174,21 @@ def merged(name: str, followed: Mapping[PeerId, Followed]) -> History | None:
     )
 
 
-def _version(row: NotedVersion) -> dict[str, Any]:
+def _version(note: NotedVersion) -> dict[str, Any]:
     """As a line of `metrics.jsonl`, as far as it travels."""
     return {
-        "version": row.version, "loss": row.loss, "tokens": row.tokens, "tokens_per_s": row.tokens_per_s, "grad_norm": row.grad_norm,
-        "time_s": row.time_s, "peers": row.num_stages,
+        "version": note.version, "loss": note.loss, "tokens": note.tokens, "tokens_per_s": note.tokens_per_s, "grad_norm": note.grad_norm,
+        "time_s": note.time_s, "peers": note.num_stages,
     }  # fmt: skip
 
 
-def _evaluation(row: NotedEvaluation) -> dict[str, Any]:
-    said = None if row.loss is None else perplexity(row.loss)
+def _evaluation(note: NotedEvaluation) -> dict[str, Any]:
+    said = None if note.loss is None else perplexity(note.loss)
     return {
-        "evaluation": row.version, "loss": row.loss, "perplexity": said if said is None or math.isfinite(said) else None,
-        "bits_per_byte": row.bits_per_byte, "tokens": row.num_tokens, "time_s": row.time_s, "samples": dict(row.samples),
+        "evaluation": note.version, "loss": note.loss, "perplexity": said if said is None or math.isfinite(said) else None,
+        "bits_per_byte": note.bits_per_byte, "tokens": note.num_tokens, "time_s": note.time_s, "samples": dict(note.samples),
     }  # fmt: skip
 
 
-def _event(row: NotedEvent) -> EventRow:
-    return EventRow(event=row.event, version=row.version, time_s=row.time_s, text=row.text)
+def _event(note: NotedEvent) -> EventRow:
+    return EventRow(event=note.event, version=note.version, time_s=note.time_s, text=note.text)

@@ -153,7 +153,7 @@ SAMPLES: dict[str, Any] = {
     "journal?": journal.JournalRequest(run=MODEL, journal=b"8 bytes.", after=7),
     "journal": journal.JournalPart(
         journal=b"8 bytes.", last=11, newest=12, coordinator=ALICE.peer_id,
-        rows=(
+        notes=(
             journal.NotedVersion(version=3, loss=2.5, tokens=3_072, tokens_per_s=81.5, grad_norm=0.25, time_s=9.5, num_stages=2),
             journal.NotedEvent(event="left out", version=3, time_s=9.75, text="attic for 30 s"),
             journal.NotedEvaluation(
@@ -837,7 +837,7 @@ _noted = st.one_of(
 def journal_parts(draw: st.DrawFn) -> journal.JournalPart:
     last, newest = sorted((draw(_row_numbers), draw(_row_numbers)))
     return journal.JournalPart(
-        journal=draw(_journal_ids), last=last, newest=newest, rows=tuple(draw(st.lists(_noted, max_size=4))),
+        journal=draw(_journal_ids), last=last, newest=newest, notes=tuple(draw(st.lists(_noted, max_size=4))),
         coordinator=draw(st.none() | peers),
     )  # fmt: skip
 

@@ -145,7 +145,7 @@ def largest_card() -> cards.Card:
 
 
 def noted(letters: int) -> journal.NotedEvaluation:
-    """A row with all its samples."""
+    """With all its samples."""
     return journal.NotedEvaluation(
         version=MAX_VERSION, loss=1e30, bits_per_byte=1e6, num_tokens=journal.MAX_TOKENS, time_s=1e10,
         samples=((WIDE * letters, WIDE * letters),) * journal.MAX_SAMPLES,
@@ -200,7 +200,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
     "journal?": lambda: journal.JournalRequest(run=MODEL, journal=bytes(8), after=journal.MAX_NUMBER),
     "journal": lambda: journal.JournalPart(
         journal=bytes(8), last=journal.MAX_NUMBER, newest=journal.MAX_NUMBER, coordinator=ALICE.peer_id,
-        rows=tuple(journal.fitting([*[noted(300)] * 2, *[happened(300)] * 2, *[noted(0)] * 30, *[happened(0)] * 30])),
+        notes=tuple(journal.fitting([*[noted(300)] * 2, *[happened(300)] * 2, *[noted(0)] * 30, *[happened(0)] * 30])),
     ),
     "dial_back": lambda: hello.DialBack(addresses=(ADDRESS,) * 8, certificate=bytes(4_096)),
     "dialled_back": lambda: hello.DialBackReply(reachable=(ADDRESS,) * 8, reason=WIDE * 300),

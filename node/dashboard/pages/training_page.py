@@ -110,7 +110,7 @@ class Run:
 
 
 def _size(history: History) -> tuple[int, int, int]:
-    """Another one if anything of its curves is new; rows are thinned out, so their number may stay."""
+    """Another one if anything of its curves is new; they are thinned out, so their number may stay."""
     newest = int(history.versions[-1]["version"]) if history.versions else 0
     return newest, len(history.evaluations), int(history.evaluations[-1]["evaluation"]) if history.evaluations else 0
 

@@ -1,4 +1,4 @@
-"""What trainers note is followed over real connections, whatever one of them says."""
+"""What trainers note is followed over real connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from node.runs.journal_server import JournalServer
 from node.runs.newest_loss import newest_loss
-from node.runs.noted_rows import NotedRows
+from node.runs.notes import Notes
 from node.watching import journals
 from node.watching.journals import Followed, Journals, merged, trainers_of
 from protocols import services
@@ -23,7 +23,7 @@ from protocols.records import PeerRecord
 from protocols.roles import Role
 from swarm.rpc import ChannelPool, RpcServer, tls
 from swarm.rpc.call import Call
-from tests.node.runs.test_noted_rows import RUN, evaluation, event, version
+from tests.node.runs.test_notes import RUN, evaluation, event, version
 from tests.protocols.samples import ALICE, BOB, CAROL
 
 Answer = Callable[[bytes, Call], Awaitable[bytes]]
@@ -51,9 +51,9 @@ class Listening:
             PeerRecord(peer=identity.peer_id, addresses=(address,), certificate=certificate.der, roles=(Role("trainer", run),))
         )
 
-    async def noting(self, identity: Identity, rows: NotedRows, coordinator: Identity = ALICE) -> None:
+    async def noting(self, identity: Identity, notes: Notes, coordinator: Identity = ALICE) -> None:
         server = JournalServer()
-        server.open(RUN, rows, lambda: coordinator.peer_id)
+        server.open(RUN, notes, lambda: coordinator.peer_id)
         answer: Any = server.handlers()[services.JOURNAL.name]
         await self.trainer(identity, answer)
 
@@ -67,25 +67,25 @@ async def here() -> AsyncIterator[Listening]:
 
 
 async def test_a_run_is_followed_and_only_what_is_new_is_asked_for(here: Listening) -> None:
-    rows = NotedRows()
+    notes = Notes()
     for number in range(1, 201):
-        rows.add(version(number, 5.0 - number / 100))
-    rows.add(evaluation(200, Once="upon a time"))
-    rows.add(event(200, "attic"))
-    await here.noting(ALICE, rows)
+        notes.add(version(number, 5.0 - number / 100))
+    notes.add(evaluation(200, Once="upon a time"))
+    notes.add(event(200, "attic"))
+    await here.noting(ALICE, notes)
     followed = Journals()
     await followed.look(here.pool, here.records)
     history = followed.histories[RUN]
-    assert [row["version"] for row in history.versions] == list(range(1, 201)) and history.column("loss")[-1] == 3.0
+    assert [note["version"] for note in history.versions] == list(range(1, 201)) and history.column("loss")[-1] == 3.0
     assert history.evaluations[-1]["samples"] == {"Once": "upon a time"} and history.events[-1].text == "attic"
     before = here.num_asked
-    rows.add(version(201))
+    notes.add(version(201))
     await followed.look(here.pool, here.records)
     assert here.num_asked == before + 1 and followed.histories[RUN].versions[-1]["version"] == 201
     for number in (150, 151):  # the run has gone back
-        rows.add(version(number, 1.0))
+        notes.add(version(number, 1.0))
     await followed.look(here.pool, here.records)
-    assert [row["version"] for row in followed.histories[RUN].versions] == list(range(1, 152))
+    assert [note["version"] for note in followed.histories[RUN].versions] == list(range(1, 152))
     assert not followed.histories[RUN].evaluations
     await followed.look(here.pool, [])
     assert RUN in followed.histories, "a trainer that is gone has said what it has said"
@@ -93,16 +93,16 @@ async def test_a_run_is_followed_and_only_what_is_new_is_asked_for(here: Listeni
 
 async def test_a_trainer_that_starts_anew_is_followed_from_its_beginning(here: Listening) -> None:
     followed = Followed()
-    for rows in (NotedRows(), NotedRows()):
-        rows.add(version(1, 1.0))
-        found, last = rows.after(0)
-        followed.take(JournalPart(journal=rows.id, last=last, newest=last, rows=tuple(found)))
-        rows.add(event(1))
+    for notes in (Notes(), Notes()):
+        notes.add(version(1, 1.0))
+        found, last = notes.after(0)
+        followed.take(JournalPart(journal=notes.id, last=last, newest=last, notes=tuple(found)))
+        notes.add(event(1))
     assert followed.last == 1 and not followed.events
 
 
 async def test_the_coordinating_trainer_s_word_comes_first_and_others_fill_its_gaps(here: Listening) -> None:
-    first, second = NotedRows(), NotedRows()
+    first, second = Notes(), Notes()
     for number in range(3, 7):
         first.add(version(number, 1.0))
     for number in range(1, 6):
@@ -112,7 +112,7 @@ async def test_the_coordinating_trainer_s_word_comes_first_and_others_fill_its_g
     await here.noting(ALICE, first)
     followed = Journals()
     await followed.look(here.pool, here.records)
-    losses = {row["version"]: row["loss"] for row in followed.histories[RUN].versions}
+    losses = {note["version"]: note["loss"] for note in followed.histories[RUN].versions}
     assert losses == {1: 9.0, 2: 9.0, 3: 1.0, 4: 1.0, 5: 1.0, 6: 1.0}
     assert [one.text for one in followed.histories[RUN].events] == ["cellar"]
 
@@ -124,7 +124,7 @@ async def test_a_trainer_without_end_costs_a_bounded_number_of_questions_and_mem
             NotedVersion(version=number + at, loss=1e30, tokens=0, tokens_per_s=0.0, grad_norm=0.0, time_s=0.0, num_stages=0)
             for at in range(64)
         )
-        return JournalPart(journal=b"8 bytes.", last=number, newest=1 << 40, rows=noted).encode()
+        return JournalPart(journal=b"8 bytes.", last=number, newest=1 << 40, notes=noted).encode()
 
     async def empty(request: bytes, call: Call) -> bytes:
         return JournalPart(journal=b"8 bytes.", last=0, newest=1 << 40).encode()
@@ -140,7 +140,7 @@ async def test_a_trainer_without_end_costs_a_bounded_number_of_questions_and_mem
     await here.trainer(BOB, empty)
     before = here.num_asked
     await followed.look(here.pool, here.records)
-    assert here.num_asked == before + 1, "no rows: nothing to wait for"
+    assert here.num_asked == before + 1, "no notes: nothing to wait for"
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ async def test_a_trainer_without_end_costs_a_bounded_number_of_questions_and_mem
         "nothing": b"",
         "another message": b"hello",
         "control characters": JournalPart(
-            journal=b"8 bytes.", last=1, newest=1, rows=(NotedEvent(event="joined", version=1, time_s=0.0, text="AAAA"),)
+            journal=b"8 bytes.", last=1, newest=1, notes=(NotedEvent(event="joined", version=1, time_s=0.0, text="AAAA"),)
         )
         .encode()
         .replace(b"AAAA", b"\x1b[1m"),
@@ -160,24 +160,24 @@ async def test_garbage_is_not_taken_and_the_next_trainer_is_followed(here: Liste
     async def garbage(request: bytes, call: Call) -> bytes:
         return said
 
-    rows = NotedRows()
-    rows.add(version(1))
+    notes = Notes()
+    notes.add(version(1))
     await here.trainer(ALICE, garbage)
-    await here.noting(BOB, rows)
+    await here.noting(BOB, notes)
     followed = Journals()
     await followed.look(here.pool, here.records)
     assert len(followed.histories[RUN].versions) == 1 and not followed.histories[RUN].events
 
 
 async def test_the_newest_loss_is_found_behind_a_long_journal_and_events(here: Listening) -> None:
-    rows, silent = NotedRows(), NotedRows()
+    notes, silent = Notes(), Notes()
     for number in range(1, 301):
-        rows.add(version(number, 5.0 - number / 100))
-    rows.add(version(301, None))
+        notes.add(version(number, 5.0 - number / 100))
+    notes.add(version(301, None))
     for number in range(5):
-        rows.add(event(301, f"stage {number}"))
+        notes.add(event(301, f"stage {number}"))
     await here.noting(ALICE, silent)
-    await here.noting(BOB, rows)
+    await here.noting(BOB, notes)
     assert await newest_loss(here.pool, RUN, here.records) == 2.0
     assert await newest_loss(here.pool, RUN, here.records[:1]) is None
     assert here.num_asked <= 4
@@ -186,10 +186,10 @@ async def test_the_newest_loss_is_found_behind_a_long_journal_and_events(here: L
 def test_numbers_that_do_not_grow_are_refused() -> None:
     followed = Followed()
     one = NotedEvent(event="joined", version=1, time_s=0.0)
-    followed.take(JournalPart(journal=b"8 bytes.", last=5, newest=9, rows=(one,)))
+    followed.take(JournalPart(journal=b"8 bytes.", last=5, newest=9, notes=(one,)))
     for last in (4, 5):
         with pytest.raises(BadRequestError, match="growing"):
-            followed.take(JournalPart(journal=b"8 bytes.", last=last, newest=9, rows=(one,)))
+            followed.take(JournalPart(journal=b"8 bytes.", last=last, newest=9, notes=(one,)))
     followed.take(JournalPart(journal=b"8 bytes.", last=5, newest=5))
 
 

@@ -1,4 +1,4 @@
-"""Runs are watched while a visitor is there; files of this machine and told rows are one history."""
+"""Runs are watched while a visitor is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from node.runs.noted_rows import NotedRows
+from node.runs.notes import Notes
 from node.training.metrics import MetricsFile
 from node.training.report.history import History
 from node.watching.journals import Followed, merged
@@ -14,7 +14,7 @@ from node.watching.run_watcher import RunWatcher
 from node.watching.watcher import Watcher
 from protocols.journal import JournalPart
 from tests.node.dashboard.made_swarm import MadeSource
-from tests.node.runs.test_noted_rows import RUN, version
+from tests.node.runs.test_notes import RUN, version
 from tests.protocols.samples import ALICE
 
 
@@ -37,7 +37,7 @@ async def test_files_of_this_machine_are_read_only_while_somebody_looks(tmp_path
             await until(lambda: watched.known)
         assert watched.known == [(RUN.name, "")]
         found = watched.history(RUN.name, "")
-        assert found is not None and [row["version"] for row in found.versions] == [1, 2, 3]
+        assert found is not None and [note["version"] for note in found.versions] == [1, 2, 3]
         told = _told(5)
         watched._journals.histories[RUN] = told
         assert watched.known == [(RUN.name, RUN.digest)]
@@ -50,11 +50,11 @@ async def test_files_of_this_machine_are_read_only_while_somebody_looks(tmp_path
 
 
 def _told(newest: int) -> History:
-    rows, followed = NotedRows(), Followed()
+    notes, followed = Notes(), Followed()
     for number in range(1, newest + 1):
-        rows.add(version(number))
-    found, last = rows.after(0)
-    followed.take(JournalPart(journal=rows.id, last=last, newest=last, rows=tuple(found)))
+        notes.add(version(number))
+    found, last = notes.after(0)
+    followed.take(JournalPart(journal=notes.id, last=last, newest=last, notes=tuple(found)))
     history = merged(RUN.name, {ALICE.peer_id: followed})
     assert history is not None
     return history

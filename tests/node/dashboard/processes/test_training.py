@@ -1,4 +1,4 @@
-"""A training run on other machines, followed in a browser: progress, curves, participants, samples."""
+"""A training run on other machines, followed in a browser."""
 
 from __future__ import annotations
 

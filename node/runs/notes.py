@@ -1,4 +1,4 @@
-"""What a trainer has noted of its run, bounded, for peers that watch.
+"""What a trainer has noted of its run, for peers that watch.
 
 A run may have a million versions, so old ones are thinned out: what is kept is a curve of about the same density everywhere.
 """
@@ -29,51 +29,51 @@ MAX_WITH_SAMPLES = 8
 """Evaluations, the newest, whose samples are kept."""
 
 
-class NotedRows:
-    """Of one run in one process; rows have numbers from 1 on. Belongs to one thread."""
+class Notes:
+    """Of one run in one process; notes have numbers from 1 on. Belongs to one thread."""
 
-    def __init__(self, rows: Iterable[Noted] = ()) -> None:
+    def __init__(self, notes: Iterable[Noted] = ()) -> None:
         self.id = secrets.token_bytes(journal.JOURNAL_ID_BYTES)
-        self._rows = list(enumerate(rows, 1))
-        self.newest = len(self._rows)
-        """Number of the newest row."""
+        self._notes = list(enumerate(notes, 1))
+        self.newest = len(self._notes)
+        """Number of the newest note."""
         self._bound()
 
-    def add(self, row: Row) -> None:
+    def add(self, note: Row) -> None:
         """The newest. A version that is made again replaces itself, and what came after it."""
-        noted = noted_of(row)
+        noted = noted_of(note)
         if isinstance(noted, NotedVersion):
             self._drop_from(noted.version)
         self.newest += 1
-        self._rows.append((self.newest, noted))
+        self._notes.append((self.newest, noted))
         self._bound()
 
     def after(self, number: int) -> tuple[Sequence[Noted], int]:
-        """The next rows after that one, as many as one answer takes, and the number of the last of them."""
-        start = bisect_right(self._rows, number, key=lambda one: one[0])
-        found = journal.fitting([row for _, row in self._rows[start : start + journal.MAX_ROWS]])
-        return found, self._rows[start + len(found) - 1][0] if found else self.newest
+        """The next notes after that one, as many as one answer takes, and the number of the last of them."""
+        start = bisect_right(self._notes, number, key=lambda one: one[0])
+        found = journal.fitting([note for _, note in self._notes[start : start + journal.MAX_NOTES]])
+        return found, self._notes[start + len(found) - 1][0] if found else self.newest
 
     def _drop_from(self, version: int) -> None:
-        if any(isinstance(row, NotedVersion) and row.version >= version for _, row in self._rows):
-            self._rows = [one for one in self._rows if isinstance(one[1], NotedEvent) or one[1].version < version]
+        if any(isinstance(note, NotedVersion) and note.version >= version for _, note in self._notes):
+            self._notes = [one for one in self._notes if isinstance(one[1], NotedEvent) or one[1].version < version]
 
     def _bound(self) -> None:
         for kind, most in ((NotedVersion, MAX_VERSIONS), (NotedEvaluation, MAX_EVALUATIONS)):
-            versions = [row.version for _, row in self._rows if isinstance(row, kind)]
+            versions = [note.version for _, note in self._notes if isinstance(note, kind)]
             if len(versions) > most:
                 kept = spread(sorted(set(versions)), most // 2)
-                self._rows = [one for one in self._rows if not isinstance(one[1], kind) or one[1].version in kept]
+                self._notes = [one for one in self._notes if not isinstance(one[1], kind) or one[1].version in kept]
         events = self._numbers(NotedEvent)[:-MAX_EVENTS]
         if events:
-            self._rows = [one for one in self._rows if one[0] > events[-1] or not isinstance(one[1], NotedEvent)]
+            self._notes = [one for one in self._notes if one[0] > events[-1] or not isinstance(one[1], NotedEvent)]
         old = frozenset(self._numbers(NotedEvaluation)[:-MAX_WITH_SAMPLES])
-        for at, (number, row) in enumerate(self._rows):
-            if number in old and isinstance(row, NotedEvaluation) and row.samples:
-                self._rows[at] = number, replace(row, samples=())
+        for at, (number, note) in enumerate(self._notes):
+            if number in old and isinstance(note, NotedEvaluation) and note.samples:
+                self._notes[at] = number, replace(note, samples=())
 
     def _numbers(self, kind: type[Noted]) -> list[int]:
-        return [number for number, row in self._rows if isinstance(row, kind)]
+        return [number for number, note in self._notes if isinstance(note, kind)]
 
 
 def read_noted(folder: Path) -> list[Noted]:
@@ -84,37 +84,41 @@ def read_noted(folder: Path) -> list[Noted]:
     except CheckpointError:
         return []
     made = (*_made(VersionRow, versions), *_made(EvaluationRow, evaluations), *events)
-    return [noted_of(row) for row in made]
+    return [noted_of(note) for note in made]
 
 
-def _made(kind: type[Row], rows: Iterable[Mapping[str, Any]]) -> list[Row]:
+def _made(kind: type[Row], notes: Iterable[Mapping[str, Any]]) -> list[Row]:
     """A line of an older version of this program may lack a field."""
     found = list[Row]()
-    for row in rows:
+    for note in notes:
         try:
-            found.append(kind(**row))
+            found.append(kind(**note))
         except TypeError:
             continue
     return found
 
 
-def noted_of(row: Row) -> Noted:
+def noted_of(note: Row) -> Noted:
     """As watchers are given it: finite numbers, and texts of one line, cut off. Pure."""
-    match row:
+    match note:
         case VersionRow():
             return NotedVersion(
-                version=row.version, loss=_finite(row.loss), tokens=row.tokens, tokens_per_s=_positive(row.tokens_per_s, journal.MAX_SPEED),
-                grad_norm=_positive(row.grad_norm, MAX_LOSS), time_s=_positive(row.time_s), num_stages=row.peers,
+                version=note.version, loss=_finite(note.loss), tokens=note.tokens,
+                tokens_per_s=_positive(note.tokens_per_s, journal.MAX_SPEED),
+                grad_norm=_positive(note.grad_norm, MAX_LOSS), time_s=_positive(note.time_s), num_stages=note.peers,
             )  # fmt: skip
         case EvaluationRow():
-            samples = ((_cut(prompt), _cut(text)) for prompt, text in list(row.samples.items())[: journal.MAX_SAMPLES])
+            samples = ((_cut(prompt), _cut(text)) for prompt, text in list(note.samples.items())[: journal.MAX_SAMPLES])
             return NotedEvaluation(
-                version=row.evaluation, loss=_finite(row.loss), bits_per_byte=_finite(row.bits_per_byte, journal.MAX_BITS),
-                num_tokens=row.tokens, time_s=_positive(row.time_s), samples=tuple(samples),
+                version=note.evaluation, loss=_finite(note.loss), bits_per_byte=_finite(note.bits_per_byte, journal.MAX_BITS),
+                num_tokens=note.tokens, time_s=_positive(note.time_s), samples=tuple(samples),
             )  # fmt: skip
         case EventRow():
             return NotedEvent(
-                event=_cut(row.event, journal.MAX_EVENT), version=row.version, time_s=_positive(row.time_s), text=_cut(row.text)
+                event=_cut(note.event, journal.MAX_EVENT),
+                version=note.version,
+                time_s=_positive(note.time_s),
+                text=_cut(note.text),
             )
 
 

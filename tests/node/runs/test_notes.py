@@ -1,4 +1,4 @@
-"""A run of any length is noted within bounds, and given in parts."""
+"""A run of any length is noted within bounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from node.runs import journal_server
 from node.runs.journal_server import WINDOW_S, JournalServer
-from node.runs.noted_rows import MAX_EVALUATIONS, MAX_EVENTS, MAX_VERSIONS, MAX_WITH_SAMPLES, NotedRows, noted_of, read_noted
+from node.runs.notes import MAX_EVALUATIONS, MAX_EVENTS, MAX_VERSIONS, MAX_WITH_SAMPLES, Notes, noted_of, read_noted
 from node.training.metrics import EvaluationRow, EventRow, MetricsFile, VersionRow
 from protocols import journal
 from protocols.errors import ModelNotFoundError, OverloadedError
@@ -42,53 +42,53 @@ def event(number: int, text: str = "") -> EventRow:
     return EventRow(event="joined", version=number, time_s=2.0 * number, text=text)
 
 
-def all_of(rows: NotedRows) -> list[Noted]:
+def all_of(notes: Notes) -> list[Noted]:
     """As a watcher gets them, part by part."""
     found, last = list[Noted](), 0
-    while last < rows.newest:
-        some, last = rows.after(last)
-        assert len(some) <= journal.MAX_ROWS
+    while last < notes.newest:
+        some, last = notes.after(last)
+        assert len(some) <= journal.MAX_NOTES
         found += some
     return found
 
 
 def test_a_long_run_is_thinned_out_evenly_and_its_ends_stay() -> None:
-    rows = NotedRows()
+    notes = Notes()
     for number in range(1, 10_001):
-        rows.add(version(number))
-    kept = [row.version for row in all_of(rows)]
+        notes.add(version(number))
+    kept = [note.version for note in all_of(notes)]
     assert MAX_VERSIONS // 2 <= len(kept) <= MAX_VERSIONS and kept[0] == 1 and kept[-1] == 10_000
     gaps = [after - before for before, after in itertools.pairwise(kept)]
     assert max(gaps) <= 100, "a curve without holes"
-    assert rows.newest == 10_000
+    assert notes.newest == 10_000
 
 
 def test_events_and_samples_are_the_newest() -> None:
-    rows = NotedRows()
+    notes = Notes()
     for number in range(1, 400):
-        rows.add(event(number, f"stage {number}"))
-        rows.add(evaluation(number, Once="upon\na time"))
-    found = all_of(rows)
-    events = [row for row in found if isinstance(row, NotedEvent)]
-    evaluations = [row for row in found if isinstance(row, NotedEvaluation)]
+        notes.add(event(number, f"stage {number}"))
+        notes.add(evaluation(number, Once="upon\na time"))
+    found = all_of(notes)
+    events = [note for note in found if isinstance(note, NotedEvent)]
+    evaluations = [note for note in found if isinstance(note, NotedEvaluation)]
     assert [events[0].text, events[-1].text, len(events)] == ["stage 200", "stage 399", MAX_EVENTS]
     assert len(evaluations) <= MAX_EVALUATIONS
-    assert [len(row.samples) for row in evaluations[-MAX_WITH_SAMPLES - 1 :]] == [0] + [1] * MAX_WITH_SAMPLES
+    assert [len(note.samples) for note in evaluations[-MAX_WITH_SAMPLES - 1 :]] == [0] + [1] * MAX_WITH_SAMPLES
     assert evaluations[-1].samples == (("Once", "upon a time"),)
 
 
 def test_a_run_that_goes_back_has_one_row_for_each_version() -> None:
-    rows = NotedRows()
+    notes = Notes()
     for number in range(1, 8):
-        rows.add(version(number, 3.0))
-        rows.add(evaluation(number))
-    read = rows.newest
+        notes.add(version(number, 3.0))
+        notes.add(evaluation(number))
+    read = notes.newest
     for number in range(5, 7):
-        rows.add(version(number, 1.0))
-    versions = [(row.version, row.loss) for row in all_of(rows) if isinstance(row, NotedVersion)]
+        notes.add(version(number, 1.0))
+    versions = [(note.version, note.loss) for note in all_of(notes) if isinstance(note, NotedVersion)]
     assert versions == [(1, 3.0), (2, 3.0), (3, 3.0), (4, 3.0), (5, 1.0), (6, 1.0)]
-    assert [row.version for row in rows.after(read)[0]] == [5, 6], "a watcher hears what is new alone"
-    assert [row.version for row in all_of(rows) if isinstance(row, NotedEvaluation)] == [1, 2, 3, 4]
+    assert [note.version for note in notes.after(read)[0]] == [5, 6], "a watcher hears what is new alone"
+    assert [note.version for note in all_of(notes) if isinstance(note, NotedEvaluation)] == [1, 2, 3, 4]
 
 
 def test_whatever_a_run_notes_can_be_sent() -> None:
@@ -100,7 +100,7 @@ def test_whatever_a_run_notes_can_be_sent() -> None:
         ),
         noted_of(event(3, "line\nline\x07" * 300)),
     ]
-    part = JournalPart(journal=b"8 bytes.", last=3, newest=3, rows=tuple(odd))
+    part = JournalPart(journal=b"8 bytes.", last=3, newest=3, notes=tuple(odd))
     assert JournalPart.parse(part.encode()) == part
     first, second, third = odd
     assert isinstance(first, NotedVersion) and isinstance(second, NotedEvaluation) and isinstance(third, NotedEvent)
@@ -112,14 +112,14 @@ def test_whatever_a_run_notes_can_be_sent() -> None:
 def test_an_earlier_process_s_rows_are_given_too(tmp_path: Path) -> None:
     assert read_noted(tmp_path) == []
     with MetricsFile(tmp_path) as file:
-        for row in (version(1), event(1, "attic"), version(2), evaluation(2, Once="more")):
-            file.write(row)
+        for note in (version(1), event(1, "attic"), version(2), evaluation(2, Once="more")):
+            file.write(note)
     (tmp_path / "metrics.jsonl").open("a").write('{"version": 3}\n{"half')
-    rows = NotedRows(read_noted(tmp_path))
-    rows.add(version(4))
+    notes = Notes(read_noted(tmp_path))
+    notes.add(version(4))
     assert [
-        noted_of(row) for row in (version(1), version(2), evaluation(2, Once="more"), event(1, "attic"), version(4))
-    ] == all_of(rows)
+        noted_of(note) for note in (version(1), version(2), evaluation(2, Once="more"), event(1, "attic"), version(4))
+    ] == all_of(notes)
 
 
 class Hands:
@@ -143,16 +143,16 @@ async def test_a_trainer_gives_its_journal_in_parts_to_callers_that_do_not_ask_t
 
     with pytest.raises(ModelNotFoundError, match="no trainer here"):
         await ask()
-    rows = NotedRows()
+    notes = Notes()
     for number in range(1, 101):
-        rows.add(version(number))
-    server.open(RUN, rows, lambda: BOB.peer_id)
+        notes.add(version(number))
+    server.open(RUN, notes, lambda: BOB.peer_id)
     first = await ask()
-    assert (first.last, first.newest, first.coordinator) == (journal.MAX_ROWS, 100, BOB.peer_id)
+    assert (first.last, first.newest, first.coordinator) == (journal.MAX_NOTES, 100, BOB.peer_id)
     second = await ask(first.last, first.journal)
-    assert [row.version for row in (*first.rows, *second.rows)] == list(range(1, 101)) and second.last == 100
-    assert not (await ask(100, first.journal)).rows
-    assert (await ask(100, b"another.")).rows == first.rows, "of an earlier start: from the beginning"
+    assert [note.version for note in (*first.notes, *second.notes)] == list(range(1, 101)) and second.last == 100
+    assert not (await ask(100, first.journal)).notes
+    assert (await ask(100, b"another.")).notes == first.notes, "of an earlier start: from the beginning"
     assert len(sent) == 4 and sum(sent) < 16_000
     for _ in range(journal_server.MAX_PER_CALLER - 4):
         await ask(100, first.journal)
@@ -165,7 +165,7 @@ async def test_a_trainer_gives_its_journal_in_parts_to_callers_that_do_not_ask_t
 
 async def test_one_network_with_many_peer_ids_is_bounded_too() -> None:
     server = JournalServer(clock=Clock(now_s=lambda: 0.0))
-    server.open(RUN, NotedRows(), lambda: None)
+    server.open(RUN, Notes(), lambda: None)
     handler: Any = server.handlers()["journal"]
     request = JournalRequest(run=RUN).encode()
     for number in range(journal_server.MAX_PER_PREFIX):
