@@ -138,7 +138,7 @@ def test_what_is_no_message_is_read_in_time_as_well(name: str) -> None:
 
 
 def test_every_call_of_the_service_table_is_covered() -> None:
-    covered = {"hello", "about", "manifest", "directory", "pieces", "dial_back", "session", "attach", "progress"}
+    covered = {"hello", "about", "manifest", "directory", "pieces", "dial_back", "session", "attach", "progress", "order"}
     covered |= {"train", "run_status", "publish", "lease", "journal", "restore", "hold", "state"}
     covered |= {"close", "card", "prepare", "slice", "decide", "decision", "apply"}
     assert {method.name for method in services.ALL} <= covered, "add the messages of the new call to LARGEST and to bounds.py"
