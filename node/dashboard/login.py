@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from node.dashboard.kept_chat import PREFIX
+
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
 main { max-width: 24rem; margin: 15vh auto 0; padding: 0 1rem }
@@ -12,6 +14,9 @@ input, button { padding: .6rem; border-radius: .4rem; border: 1px solid #767676 
 button { background: #0b57d0; color: #fff; border-color: #0b57d0; font-weight: 600; cursor: pointer }
 .wrong { color: #b3261e } @media (prefers-color-scheme: dark) { .wrong { color: #f2b8b5 } }
 """
+
+FORGET = f"Object.keys(sessionStorage).filter(n => n.startsWith('{PREFIX}')).forEach(n => sessionStorage.removeItem(n))"
+"""A conversation that the tab keeps ends with the visitor's key."""
 
 
 def login_page(home: str, is_wrong: bool = False) -> str:
@@ -23,5 +28,5 @@ def login_page(home: str, is_wrong: bool = False) -> str:
         f"<h1>Murmuration</h1><p>This gateway has keys. Its operator gives you one.</p>{wrong}"
         f'<form method="post" action="{escape(home)}login"><label for="key">Key</label>'
         '<input id="key" name="key" type="password" required autofocus autocomplete="current-password" maxlength="200">'
-        "<button>Enter</button></form></main></body></html>"
+        f"<button>Enter</button></form></main><script>{FORGET}</script></body></html>"
     )

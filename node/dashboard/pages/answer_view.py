@@ -38,6 +38,11 @@ class AnswerView:
             self._part_text = ""
             self._told = ui.label("waits for the first token").classes("mm-quiet").props('role="status"')
 
+    @property
+    def told(self) -> str:
+        """What stands below its text."""
+        return str(self._told.text)
+
     def stop(self) -> None:
         """End it; what has come stays."""
         self._stopping.set()

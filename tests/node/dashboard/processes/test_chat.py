@@ -77,6 +77,7 @@ def test_a_chat_goes_on_while_a_node_is_killed_and_the_map_tells_it(
     details = browser.text(f"{LAST} details")
     assert "T7 computed at the hops" in details and "T8 crossed the network" in details and "first …" in details
     (used,) = [name for name in ("left", "right") if f"{name} …" in details]
+    _leave_and_come_back(browser, url, undisturbed)
     chat = browser.driver.current_window_handle
     browser.driver.switch_to.new_window("tab")
     browser.open(url)
@@ -108,6 +109,27 @@ def test_a_chat_goes_on_while_a_node_is_killed_and_the_map_tells_it(
     browser.driver.switch_to.window(chat)
 
 
+def _leave_and_come_back(browser: Browser, url: str, answer: str) -> None:
+    """The conversation is there again, what has come of an answer that leaving has ended, too, and a new one is empty."""
+    browser.open(url)
+    browser.until_text("complete", ".mm-verdict")
+    browser.open(url + "page/chat")
+    browser.until(lambda: said(browser) == answer)
+    assert "300 tokens answered" in browser.text(LAST)
+    assert browser.run("return document.querySelector(`input[aria-label='most tokens']`).value") == "300"
+    ask(browser, "and then?")
+    browser.until(lambda: len(browser.driver.find_elements("css selector", ".mm-log article")) == 4 and len(said(browser)) > 20)
+    browser.open(url + "page/chat")
+    browser.until_text("ended: the page was left", LAST)
+    assert len(said(browser)) > 20 and "and then?" in browser.text(".mm-log")
+    browser.driver.find_elements("css selector", ".mm-plain")[0].click()
+    browser.until(lambda: not browser.text(".mm-log"))
+    browser.open(url + "page/chat")
+    browser.until_text("Send")
+    assert not browser.text(".mm-log")
+    ask(browser, "", most_tokens=300)  # settings are kept with a conversation
+
+
 def test_stop_ends_an_answer_and_a_refusal_is_shown(browser: Browser, pool: ProcessPool, nodes: dict[str, NodeProcess]) -> None:
     """A key's budget holds for the page, too."""
     key = api_keys.add(pool.folder / "keyed" / api_keys.FILE, "alice", time.time(), requests_per_minute=2)
@@ -129,5 +151,10 @@ def test_stop_ends_an_answer_and_a_refusal_is_shown(browser: Browser, pool: Proc
     browser.until_text("stopped", LAST, 30)
     ask(browser, "once more")
     browser.until_text("this key may send 2 requests a minute", LAST)
+    assert browser.run("return Object.keys(sessionStorage).some(name => name.startsWith('murmuration chat '))")
     assert browser.faults() == []
+    browser.open(url + "page/login")
+    assert not browser.run("return Object.keys(sessionStorage).some(name => name.startsWith('murmuration chat '))"), (
+        "it ends with the key"
+    )
     browser.driver.delete_all_cookies()
