@@ -6,18 +6,21 @@ step may copy a thousand sequences. The common part is an immutable chain of gro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from protocols import tensors
 from protocols.tensors import WireTensor
 
 CHUNK = 64
-"""Pieces that a group has at least, but for the first: short ones are joined, so that a chain does not grow by a link a step."""
+"""Pieces that a group has at least, but for the first: groups are joined, so that a chain does not grow by a link a step. Pieces of fewer
+tokens than this are short: `join` makes them one."""
 
 
 class Piece(NamedTuple):
-    """Consecutive tokens of one sequence: values [tokens, …] of one kind, and their positions if the caller set some."""
+    """Consecutive tokens of one sequence: values [tokens, …] of one kind, and their positions if the caller set some. It takes 1 KB beside
+    its values."""
 
     values: WireTensor
     positions: tuple[int, ...] | None = None
@@ -30,6 +33,21 @@ class Piece(NamedTuple):
     def part(self, start: int, stop: int) -> Piece:
         positions = None if self.positions is None else self.positions[start:stop]
         return Piece(tensors.cut(self.values, start, stop), positions, self.kind)
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """Pieces of the same form can be one piece."""
+        return self.kind, self.positions is None, self.values.dtype, self.values.codec, self.values.shape[1:]
+
+
+def joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """The same tokens in as few pieces as can be; values are copied, so what they were views of becomes free."""
+    return [_one(list(same)) for _, same in itertools.groupby(pieces, key=lambda piece: piece.form)]
+
+
+def _one(pieces: list[Piece]) -> Piece:
+    places = None if pieces[0].positions is None else tuple(place for piece in pieces for place in piece.positions or ())
+    return Piece(tensors.join([piece.values for piece in pieces]), places, pieces[0].kind)
 
 
 class _Chunk(NamedTuple):
@@ -78,6 +96,13 @@ class PieceRow:
             self.runs = (*self.runs, (kind, count))
         self.is_placed |= piece.positions is not None
         self.widest = max(self.widest, piece.values.token_bytes)
+
+    def join(self) -> None:
+        """Make one piece of the short ones at the end, as far as no copy of the sequence shares them."""
+        start = len(self._own)
+        while start and self._own[start - 1].length < CHUNK:
+            start -= 1
+        self._own[start:] = joined(self._own[start:])
 
     def pop(self) -> Piece:
         """Take the last piece out."""

@@ -23,7 +23,7 @@ from protocols.inference import History, Step
 from protocols.tensors import WireTensor
 from swarm.inference import histories
 from swarm.inference import rows as row_operations
-from swarm.inference.pieces import Piece, PieceRow, PieceStore
+from swarm.inference.pieces import CHUNK, Piece, PieceRow, PieceStore
 
 MAX_UNFOLDED = 256
 """Pieces whose folding into sequences is put off, one for each sequence and step: 20 ms if folded together, for any number of sequences."""
@@ -93,6 +93,8 @@ class Retained:
             if count:
                 row.append(whole.part(at, at + count))
             at += count
+        for row in self._rows[-step.step % CHUNK :: CHUNK]:  # each in its turn, so that no step waits for all
+            row.join()
 
     def fork(self, tokens: int = 0, base: int | None = None) -> Retained:
         """The same sequences, or the first `tokens` tokens of the only one, for a session that begins with step `base`: all of them are
@@ -110,6 +112,18 @@ class Retained:
             self._store.crop(twin._rows[0], left_out)
         twin.num_bytes = min(self.num_bytes, sum([row.num_bytes for row in twin._rows]))
         return twin
+
+    def settle(self) -> None:
+        """The session has ended, and others may begin with it: all its steps are history now, in few pieces."""
+        if not self.has_history:
+            return
+        next_step = self.next_step
+        self._fold_all()
+        for step in self._window:
+            self._fold(step)
+        for row in self._rows[:CHUNK]:  # of thousands it would take long
+            row.join()
+        self.load(next_step, self._rows)
 
     def drop_history(self) -> None:
         """Give the history's memory back; a hop below that holds nothing can then be served only after a replay from above."""

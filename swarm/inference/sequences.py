@@ -201,7 +201,9 @@ class Sequences:
             except SwarmError as error:  # the node is leaving, or they are of a part
                 log.info("the sequences of an ended session are not kept: %s", error)
                 self.keep_s = 0
-        if not self.keep_s:
+        if self.keep_s:
+            self._down.retained.settle()
+        else:
             await self.free()
 
     async def free(self) -> None:
