@@ -199,6 +199,8 @@ class UpOptions(BlockOptions):
     port: options.Port = 8000
     host: options.Host = "127.0.0.1"
     max_requests: options.MaxRequests = 64
+    max_seconds: options.MaxSeconds = 3600.0
+    allow_origin: options.AllowOrigin = dataclasses.field(default_factory=list)
     runs_dir: options.RunsDir = None
 
     def hosting(self) -> Hosting:
@@ -291,6 +293,8 @@ class Serving(MeetingOptions):
     port: options.Port = 8000
     host: options.Host = "127.0.0.1"
     max_requests: options.MaxRequests = 64
+    max_seconds: options.MaxSeconds = 3600.0
+    allow_origin: options.AllowOrigin = dataclasses.field(default_factory=list)
     runs_dir: options.RunsDir = None
     dtype: options.Dtype = "auto"
     patience: options.Patience = 30.0

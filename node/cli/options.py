@@ -185,6 +185,19 @@ RunsDir = Annotated[
     typer.Option("--runs-dir", metavar="DIR", help="Show on the page what `swarm train --out DIR` writes on this machine."),
 ]
 MaxRequests = Annotated[int, typer.Option("--max-requests", metavar="N", help="Answer so many requests at once; others wait.")]
+MaxSeconds = Annotated[
+    float,
+    typer.Option("--max-seconds", metavar="S", help="End an answer so many seconds after its request came, as at its length."),
+]
+AllowOrigin = Annotated[
+    list[str],
+    typer.Option(
+        "--allow-origin",
+        metavar="ORIGIN",
+        help="Let web pages of this origin, as https://chat.example, use the API (CORS); repeatable; * = of any, if there are keys.",
+        show_default=False,
+    ),
+]
 
 # --- generate and chat
 

@@ -27,16 +27,20 @@ def run(models: Sequence[str], flags: Serving) -> None:
     check_range("--patience", flags.patience, "0 seconds or more", flags.patience >= 0)
     check_range("--priority", flags.priority, "from -100 to 0", -100 <= flags.priority <= 0)
     check_range("--max-requests", flags.max_requests, "1 or more", flags.max_requests >= 1)
+    check_range("--max-seconds", flags.max_seconds, "more than 0", flags.max_seconds > 0)
     from node.gateway import GatewayConfig, create_app, server  # 0.7 s of imports: only after the flags have proved right
+    from node.gateway.origins import checked_origins
     from node.gateway.traces import OFF
 
+    origins = checked_origins(flags.allow_origin, bool(num_keys))
     into, lines = flags.enter(), Lines()
     find = find_config(into.swarm, flags.lan, flags.data_dir, into.entry.key)
     find.check(into.peers)
     config = GatewayConfig(
         models=tuple(models), peers=into.peers, swarm=into.swarm, find=find, entry=into.entry, data_dir=flags.data_dir,
         dtype=flags.dtype, priority=flags.priority, route_timeout_s=flags.patience,
-        accept_new_weights=flags.accept_new_weights, follow=flags.follow, max_requests=flags.max_requests, runs=flags.runs_dir, keys=keys,
+        accept_new_weights=flags.accept_new_weights, follow=flags.follow, max_requests=flags.max_requests,
+        max_seconds=flags.max_seconds, origins=origins, runs=flags.runs_dir, keys=keys,
     )  # fmt: skip
     descriptors.raise_limit()
     with following(flags.otlp, "gateway") as telemetry, contextlib.closing(server.bound(flags.host, flags.port)) as listening:

@@ -35,6 +35,7 @@ def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
     is_loopback = reached(flags.host, num_keys)
     check_range("--port", flags.port, "from 0 (a free one) to 65535", 0 <= flags.port < 1 << 16)
     check_range("--max-requests", flags.max_requests, "1 or more", flags.max_requests >= 1)
+    check_range("--max-seconds", flags.max_seconds, "more than 0", flags.max_seconds > 0)
     if flags.allow is not None:
         raise ConfigError(
             "--allow: the gateway of `swarm up` is a peer with a new identity, which no list names; "
@@ -42,7 +43,9 @@ def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
         )
     config = node.read(serve, flags.hosting())
     from node.gateway import server
+    from node.gateway.origins import checked_origins
 
+    flags = replace(flags, allow_origin=[*checked_origins(flags.allow_origin, bool(num_keys))])
     listening = server.bound(flags.host, flags.port)
     remark(who_may_ask(num_keys, is_loopback))
     with contextlib.closing(listening):
@@ -104,7 +107,8 @@ class Up:
         return GatewayConfig(
             models=tuple(self._models), weights=self._models, peers=tuple(self._addresses), swarm=self._config.swarm,
             entry=replace(self._config.entry, identity=None), data_dir=self._config.data_dir,
-            max_requests=self._flags.max_requests, runs=self._flags.runs_dir,
+            max_requests=self._flags.max_requests, max_seconds=self._flags.max_seconds, origins=tuple(self._flags.allow_origin),
+            runs=self._flags.runs_dir,
             keys=gateway_keys.file_of(self._flags.data_dir), traces=traces or OFF,
         )  # fmt: skip
 

@@ -37,6 +37,7 @@ from node.gateway.limits import Limits
 from node.gateway.openai_chat import ChatBody, ChatWriter
 from node.gateway.openai_completions import CompletionBody, CompletionWriter
 from node.gateway.openai_form import GeneratingBody, OpenAiWriter
+from node.gateway.origins import Origins
 from node.gateway.page_talk import PageTalk
 from node.gateway.refusal import Refusal, RefusedError, of_error, of_validation
 from node.gateway.request import Request
@@ -64,8 +65,10 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
         description="Models of the swarm by the APIs of OpenAI, Anthropic and Ollama. What is not supported is refused by name.",
     )  # fmt: skip
     app.state.gateway = gateway
-    app.add_middleware(Callers, accounts=gateway.accounts, counts=gateway.metrics)
-    app.add_middleware(Limits, max_body_bytes=config.max_body_bytes, is_loopback=is_loopback)
+    app.add_middleware(Callers, accounts=gateway.accounts, counts=gateway.metrics, max_seconds=config.max_seconds)
+    app.add_middleware(Limits, max_body_bytes=config.max_body_bytes, is_loopback=is_loopback, origins=config.origins)
+    if config.origins:
+        app.add_middleware(Origins, origins=config.origins)
     app.add_middleware(Counting, counts=gateway.metrics)  # the last one added is the first one that a request meets
     gateway.dashboard.talk = PageTalk(gateway)
     door = page.mount(app, gateway.dashboard)

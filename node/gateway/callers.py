@@ -23,8 +23,9 @@ NO_ENDPOINT = "other"
 class Callers:
     """ASGI middleware. Each request gets a `Meter` in its state; responses say what is left of the budget."""
 
-    def __init__(self, app: ASGIApp, accounts: Accounts, counts: Metrics) -> None:
-        self._app, self._accounts, self._counts = app, accounts, counts
+    def __init__(self, app: ASGIApp, accounts: Accounts, counts: Metrics, max_seconds: float) -> None:
+        """max_seconds: for an answer."""
+        self._app, self._accounts, self._counts, self._max_seconds = app, accounts, counts, max_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS or is_page(scope):
@@ -48,7 +49,7 @@ class Callers:
                 response.headers["www-authenticate"] = "Bearer"
             await response(scope, receive, sending)
             return
-        scope.setdefault("state", {})["meter"] = Meter(account, self._counts)
+        scope.setdefault("state", {})["meter"] = Meter(account, self._counts, self._max_seconds)
         await self._app(scope, receive, sending)
 
 

@@ -68,6 +68,12 @@ class GatewayConfig:
     max_body_bytes: int = 8 << 20
     """Largest body of a request; larger ones get 413."""
 
+    max_seconds: float = 3600.0
+    """Longest time from a request's headers to the end of its answer, which then ends as at its length."""
+
+    origins: tuple[str, ...] = ()
+    """Of web pages that may use the APIs, beside our own page; `*` = of all."""
+
     traces: Traces = OFF
     """Who keeps traces of requests."""
 
@@ -81,6 +87,8 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         if self.max_requests < 1 or self.max_body_bytes < 1:
             raise ConfigError(f"limits are 1 or more, got {self.max_requests} requests and {self.max_body_bytes} bytes")
+        if not self.max_seconds > 0:
+            raise ConfigError(f"an answer may take more than 0 seconds, got {self.max_seconds}")
         if self.max_waiting < 0 or not self.wait_s >= 0:
             raise ConfigError(f"limits of the queue are 0 or more, got {self.max_waiting} requests and {self.wait_s} s")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
@@ -10,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.gateway.browsers import is_foreign
 from node.gateway.error_forms import refused
+from node.gateway.page import is_page
 from node.gateway.refusal import Refusal
 
 BODY_S = 30.0
@@ -19,8 +21,9 @@ BODY_S = 30.0
 class Limits:
     """ASGI middleware. Bodies are counted as they come: `content-length` is only a claim."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, is_loopback: bool) -> None:
-        self._app, self._most, self._is_loopback = app, max_body_bytes, is_loopback
+    def __init__(self, app: ASGIApp, max_body_bytes: int, is_loopback: bool, origins: Sequence[str]) -> None:
+        """origins: whose pages may use the APIs, beside our own."""
+        self._app, self._most, self._is_loopback, self._origins = app, max_body_bytes, is_loopback, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -30,7 +33,8 @@ class Limits:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if is_foreign(headers.get("origin"), headers.get("host"), self._is_loopback):
+        origins = () if is_page(scope) else self._origins
+        if is_foreign(headers.get("origin"), headers.get("host"), self._is_loopback, origins):
             refusal = Refusal(status=403, message="requests of other web pages are not answered", code="foreign_origin")
             await refused(refusal, scope["path"])(scope, receive, send)
             return

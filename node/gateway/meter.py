@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from node import metrics
 from node.gateway.accounts import Account
 from node.metrics import Metrics
@@ -11,8 +13,9 @@ from swarm.timings import Timings
 class Meter:
     """For the budget of its caller, and for the gateway's metrics."""
 
-    def __init__(self, account: Account, counts: Metrics) -> None:
-        self.account, self._counts = account, counts
+    def __init__(self, account: Account, counts: Metrics, max_seconds: float = math.inf) -> None:
+        """max_seconds: from now on until its answers must end."""
+        self.account, self._counts, self._max_seconds = account, counts, max_seconds
         self._began_s = account.clock.now_s()
         self._has_token = False
         self.wait_s = 0.0
@@ -34,12 +37,13 @@ class Meter:
             self._counts.count(metrics.CACHED_TOKENS, num_tokens, model=model)
 
     def token(self, model: str) -> bool:
-        """One more token of an answer has come. Returns whether the budget allows another one."""
+        """One more token of an answer has come. Returns whether the budget and the time allow another one."""
+        spent_s = self.account.clock.now_s() - self._began_s
         if not self._has_token:
             self._has_token = True
-            self._counts.took(metrics.FIRST_TOKEN, self.account.clock.now_s() - self._began_s, model=model)
+            self._counts.took(metrics.FIRST_TOKEN, spent_s, model=model)
         self._counts.count(metrics.ANSWER_TOKENS, model=model)
-        return self.account.add_token()
+        return self.account.add_token() and spent_s < self._max_seconds
 
     def session_began(self, model: str) -> None:
         """One session at the nodes more."""

@@ -46,7 +46,7 @@ class PageTalk:
         gateway, clock = self._gateway, self._gateway.clock
         account = gateway.accounts.of(headers)
         account.take_request()
-        meter, began_s = Meter(account, gateway.metrics), clock.now_s()
+        meter, began_s = Meter(account, gateway.metrics, gateway.config.max_seconds), clock.now_s()
         with gateway.places.place(account.name) as place:
             if not place.is_taken:
                 await place.granted()

@@ -140,6 +140,21 @@ def test_requests_per_minute_are_refused_with_the_time_to_come_again(swarm: Wire
     serving(swarm, work, keys=keys, clock=time.clock())
 
 
+def test_an_answer_that_takes_too_long_ends_as_at_its_length(swarm: WireSwarm) -> None:
+    time = Shifted()
+
+    async def work(gateway: Gateway, client: httpx.AsyncClient) -> None:
+        async with client.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
+            lines = response.aiter_lines()
+            assert "text_completion" in await anext(lines)
+            time.ahead_s += 99.0
+            left = [json.loads(line[6:]) async for line in lines if line.startswith("data: {")]
+        assert left[-1]["choices"][0]["finish_reason"] == "length" and len(left) < 800
+        assert (await ask(client, "none")).json()["choices"][0]["finish_reason"] == "length", "of its own three tokens"
+
+    serving(swarm, work, clock=time.clock(), max_seconds=60.0)
+
+
 def test_tokens_per_day_are_counted_as_they_come_and_end_an_answer(swarm: WireSwarm, keys: Path) -> None:
     time = Shifted()
     secret = api_keys.add(keys, "alice", NOW_S, tokens_per_day=50)
