@@ -93,7 +93,8 @@ class Retained:
             if count:
                 row.append(whole.part(at, at + count))
             at += count
-        for row in self._rows[-step.step % CHUNK :: CHUNK]:  # each in its turn, so that no step waits for all
+        turn = step.step % CHUNK
+        for row in self._rows[turn : turn + 1]:  # one in each step, so that none waits long
             row.join()
 
     def fork(self, tokens: int = 0, base: int | None = None) -> Retained:

@@ -197,8 +197,6 @@ class Session:
         finally:  # also for a caller that is cancelled meanwhile: hops would hold the session for long
             self._pending.fail(PeerUnreachableError("the session was closed"))
             wires = self._legs.let_go(keep_s if is_well else 0)
-            if self.is_kept:
-                self._legs.retained.settle()
         await asyncio.gather(*(wire.ended() for wire in wires))
 
     # --- steps

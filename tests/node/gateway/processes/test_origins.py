@@ -1,4 +1,7 @@
-"""Web pages of others may ask if the gateway's owner says so, and only then; the page of the swarm is for itself only."""
+"""Web pages of others may ask if the gateway's owner says so.
+
+The page of the swarm is for itself only.
+"""
 
 from __future__ import annotations
 
