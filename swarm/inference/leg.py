@@ -140,6 +140,8 @@ class Leg:
         self._is_over = True
         wires = [wire for wire in (self.down.wire, self.last) if wire is not None]
         self.down.end(Close(session=self.id, keep_s=keep_s))
+        if keep_s:
+            self.down.retained.settle()
         if self.last is not None:
             self.last.end()
         return wires

@@ -137,8 +137,6 @@ class Legs:
 
     def let_go(self, keep_s: int = 0) -> list[MessageStream]:
         """Say the last word on every wire; returns those on which it is still under way."""
-        if keep_s:
-            self.retained.settle()
         return [wire for leg in (self.current, *self.rivals) for wire in leg.let_go(keep_s)]
 
     # --- steps and replies

@@ -97,12 +97,17 @@ class PieceRow:
         self.is_placed |= piece.positions is not None
         self.widest = max(self.widest, piece.values.token_bytes)
 
-    def join(self) -> None:
-        """Make one piece of the short ones at the end, as far as no copy of the sequence shares them."""
-        start = len(self._own)
-        while start and self._own[start - 1].length < CHUNK:
+    def join(self, most: int) -> int:
+        """Make one piece of the short ones at the end, `most` at most, as far as no copy of the sequence shares them.
+
+        Returns how many they were.
+        """
+        start, least = len(self._own), max(0, len(self._own) - most)
+        while start > least and self._own[start - 1].length < CHUNK:
             start -= 1
+        count = len(self._own) - start
         self._own[start:] = joined(self._own[start:])
+        return count
 
     def pop(self) -> Piece:
         """Take the last piece out."""

@@ -23,10 +23,13 @@ from protocols.inference import History, Step
 from protocols.tensors import WireTensor
 from swarm.inference import histories
 from swarm.inference import rows as row_operations
-from swarm.inference.pieces import CHUNK, Piece, PieceRow, PieceStore
+from swarm.inference.pieces import Piece, PieceRow, PieceStore
 
 MAX_UNFOLDED = 256
 """Pieces whose folding into sequences is put off, one for each sequence and step: 20 ms if folded together, for any number of sequences."""
+
+MAX_JOINED = 4096
+"""Pieces that become few when a session is kept: 10 ms."""
 
 
 class Retained:
@@ -93,9 +96,6 @@ class Retained:
             if count:
                 row.append(whole.part(at, at + count))
             at += count
-        turn = step.step % CHUNK
-        for row in self._rows[turn : turn + 1]:  # one in each step, so that none waits long
-            row.join()
 
     def fork(self, tokens: int = 0, base: int | None = None) -> Retained:
         """The same sequences, or the first `tokens` tokens of the only one, for a session that begins with step `base`: all of them are
@@ -122,8 +122,9 @@ class Retained:
         self._fold_all()
         for step in self._window:
             self._fold(step)
-        for row in self._rows[:CHUNK]:  # of thousands it would take long
-            row.join()
+        left = MAX_JOINED
+        for row in self._rows:
+            left -= row.join(left)
         self.load(next_step, self._rows)
 
     def drop_history(self) -> None:

@@ -171,11 +171,7 @@ def test_decoded_tokens_become_few_pieces_and_come_back_as_they_were_sent() -> N
         rows = applied(rows, step)
     retained.settle()
     assert loaded(list(retained.histories(SESSION, 0))) == rows and retained.next_step == 700
-    twin = retained.fork(crop=5)
-    assert loaded(list(twin.histories(SESSION, 0))) == [row[:-5] for row in rows]
-    assert (
-        max(sum(1 for _ in row.pieces) for row in retained._rows) <= 700 // 64 + 30
-    )  # a crop cuts a piece, which is joined later
+    assert [sum(1 for _ in row.pieces) for row in retained._rows] == [3, 3]  # with positions, without, with
 
 
 def test_the_memory_of_a_kept_session_is_that_of_its_values() -> None:
