@@ -69,7 +69,7 @@ def test_without_origins_no_page_of_others_may(swarm: WireSwarm) -> None:
     "origin", ["chat.example", "https://chat.example/", "https://Chat.example", "ftp://x", "null", "https://"]
 )
 def test_what_is_no_origin_is_refused(origin: str) -> None:
-    with pytest.raises(ConfigError, match="--allow-origin .*: expected scheme, host and port alone"):
+    with pytest.raises(ConfigError, match=r"--allow-origin .*: expected scheme, host and port alone"):
         checked_origins([OURS, origin], needs_key=True)
 
 
