@@ -21,7 +21,7 @@ BODY_S = 30.0
 class Limits:
     """ASGI middleware. Bodies are counted as they come: `content-length` is only a claim."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, is_loopback: bool, origins: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, is_loopback: bool, origins: Sequence[str] = ()) -> None:
         """origins: whose pages may use the APIs, beside our own."""
         self._app, self._most, self._is_loopback, self._origins = app, max_body_bytes, is_loopback, origins
 
