@@ -24,8 +24,8 @@ class Wait:
     """One thing that is waited for. `kind` and `text` stay the same while it lasts; how far it is may change."""
 
     kind: str
-    """One word for programs: joining, converting, hashing, loading, fetching, finding, routing, missing, reading, answering, replaying
-    or asking."""
+    """One word for programs: joining, converting, encoding, hashing, loading, fetching, finding, routing, missing, reading, answering,
+    replaying, training, checking or asking."""
 
     text: str
     """The same for people, without an end of line."""
@@ -65,6 +65,8 @@ JOINING = Wait(kind="joining", text="joining the swarm")
 READING = Wait(kind="reading", text="reading the prompt")
 BESIDE = Wait(kind="routing", text="no answer yet: trying other nodes as well")
 FOLLOWING = Wait(kind="replaying", text="the version is served no more: replaying on the newest")
+READING_DATA = Wait(kind="encoding", text="encoding the text")
+FIRST_VERSION = Wait(kind="training", text="computing the first version")
 ROUTING = Wait(kind="routing", text="looking for a route")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from node.cli import consent
+from node.cli import consent, threads
 from node.cli.console import remark
 from node.cli.speculation import Speculation
 from node.cli.waiting import shown
@@ -145,6 +145,7 @@ def find_config(swarm: str, lan: bool, data_dir: Path | None, key: SwarmKey | No
 @contextmanager
 def open_model(asking: ClientSettings) -> Iterator[Any]:
     """The model, its ends loaded and its swarm joined; closed again whatever happens."""
+    threads.wait_quietly()
     with shown() as on_wait:
         on_wait(loading(asking.model_name or name_in_swarm(asking.model)))  # the imports alone take seconds
         from node.hardware import pick_device

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.cli import as_json
+from node.cli import as_json, threads
 from node.cli.asking import check_range, find_config
 from node.cli.console import Lines, remark
 from node.cli.fetching import FetchProgress
@@ -42,7 +41,7 @@ def run(model: str, flags: BenchOptions, *, is_json: bool) -> None:
     find = find_config(into.swarm, flags.lan, flags.data_dir, into.entry.key)
     find.check(into.peers)
     lines = Lines()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as a node, before torch is imported
+    threads.wait_quietly()
     with shown() as on_wait, FetchProgress(lines) as progress, tempfile.TemporaryDirectory(prefix="murmuration-") as fresh:
         config = NodeConfig(
             model=model, peers=into.peers, lan=flags.lan, swarm=into.swarm, entry=into.entry, device=flags.device, dtype=flags.dtype,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from node.cli import consent
+from node.cli import consent, threads
 from node.cli.command_options import Hosting
 from node.cli.console import Lines, forget_terminal, remark, show_cursor
 from node.cli.fetching import FetchProgress
@@ -64,11 +64,13 @@ def host(
     """
     descriptors.raise_limit()
     lines = Lines()
-    # threads that spin while they wait cost a busy machine 12 s for what takes 0.9 s (docs/log.md)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from node.app import run_node  # 5 s of imports: only after the flags have proved right
+    threads.wait_quietly()
     from swarm import trace
-    from swarm.waiting import Waits
+    from swarm.waiting import Waits, loading
+
+    with shown() as on_wait:
+        on_wait(loading("torch"))
+        from node.app import run_node  # 5 s of imports: only after the flags have proved right
 
     warned = Repetitions()
 

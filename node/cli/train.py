@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -11,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.cli import as_json, node, report
+from node.cli import as_json, node, report, threads
 from node.cli.command_options import Training
 from node.cli.console import Lines
 from node.cli.train_display import open_display
+from node.cli.waiting import shown
 from node.config import Serve
 from node.events import Event
 from node.logs import Repetitions
@@ -22,6 +24,7 @@ from node.training.amounts import size
 from protocols.errors import ConfigError
 from protocols.words import counted
 from swarm import descriptors
+from swarm.waiting import Waits, loading
 
 if TYPE_CHECKING:
     from node.training.spec.run_file import RunFile
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 def run(file: Path, flags: Training, words: Sequence[str]) -> None:
     """Train until the run's last version, or Ctrl-C. words: `--section.field value …`, in place of what the file says."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    threads.wait_quietly()
     from node.training.spec.reading import parse_overrides, read
 
     _refuse_misspelt(words)
@@ -102,20 +105,25 @@ def _sources(run_file: RunFile) -> Iterator[SourceHere]:
 def _train(run_file: RunFile, flags: Training) -> None:
     config = node.read([Serve(model=run_file.name)], flags.hosting())
     descriptors.raise_limit()
-    from node.runs.trainer import TrainConfig, run_trainer
-    from node.training.report.tensorboard import TensorBoard
-    from swarm import trace
+    with _loading():
+        from node.runs.trainer import TrainConfig, run_trainer
+        from node.training.report.tensorboard import TensorBoard
+        from swarm import trace
 
     warned = Repetitions()
     train = TrainConfig(file=run_file, node=config, folder=flags.out / run_file.name)
     try:
-        with open_display(run_file.name, _num_steps(run_file)) as display, TensorBoard(train.folder) as board:
+        with (
+            open_display(run_file.name, _num_steps(run_file)) as display,
+            TensorBoard(train.folder) as board,
+            shown() as on_wait,
+        ):
 
             def on_event(event: Event) -> None:
                 if event.kind != "warning" or warned.is_new(event.text):
                     display.event(event)
 
-            node.run_until_signalled(lambda: run_trainer(train, on_event, [display.row, board.write]))
+            node.run_until_signalled(lambda: run_trainer(train, on_event, [display.row, board.write], waits=Waits(on_wait)))
     finally:
         report.after_training(train.folder, Lines())
     Lines().say("left")
@@ -125,16 +133,25 @@ def _train(run_file: RunFile, flags: Training) -> None:
 
 
 def _train_locally(run_file: RunFile, flags: Training) -> None:
-    from node.runs.local_trainer import train_locally
-    from node.training.report.tensorboard import TensorBoard
-    from swarm import places
+    with _loading():
+        from node.runs.local_trainer import train_locally
+        from node.training.report.tensorboard import TensorBoard
+        from swarm import places
 
     folder, data_dir = flags.out / run_file.name, flags.data_dir or places.data_dir()
     try:
-        with open_display(run_file.name, _num_steps(run_file)) as display, TensorBoard(folder) as board:
-            train_locally(run_file, data_dir, folder, display.event, [display.row, board.write])
+        with open_display(run_file.name, _num_steps(run_file)) as display, TensorBoard(folder) as board, shown() as on_wait:
+            train_locally(run_file, data_dir, folder, display.event, [display.row, board.write], waits=Waits(on_wait))
     finally:
         report.after_training(folder, Lines())
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Shows that torch is being imported, which takes seconds."""
+    with shown() as on_wait:
+        on_wait(loading("torch"))
+        yield
 
 
 def _num_steps(run_file: RunFile) -> int:

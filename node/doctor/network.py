@@ -59,7 +59,7 @@ async def look(into: Entered, find: FindConfig, place: Place) -> list[Check]:
     asked = list(dict.fromkeys([*map(PeerAddress.parse, into.peers), *known]))[:MAX_PEERS]
     neighbours, (greeted, fault) = await asyncio.gather(_neighbours(find), _greet(asked, into))
     answering = [one for one in greeted if isinstance(one.answer, Hello)]
-    checks = [neighbours, peers(greeted), clock(fault, len(answering))]
+    checks = [neighbours, peers(greeted, is_named=bool(into.peers)), clock(fault, len(answering))]
     if not answering:
         return [*checks, skipped("reachable", "no peer could dial back")]
     return [*checks, await _reachable(into, [str(one.address) for one in answering], place)]
@@ -102,12 +102,15 @@ async def _neighbours(find: FindConfig) -> Check:
     return ok("neighbours", found) if heard else skipped("neighbours", found)
 
 
-def peers(greeted: Sequence[Greeted]) -> Check:
-    """Does a peer answer, of our swarm and with a version that we speak? Pure."""
+def peers(greeted: Sequence[Greeted], *, is_named: bool = True) -> Check:
+    """Does a peer answer, of our swarm and with a version that we speak? is_named: by the user; else they are known from before. Pure."""
     if not greeted:
         return skipped("peers", "none was named, and none is known from before", "give --peer ADDRESS, as `swarm node` prints it")
     fast = sorted((one.round_trip_ms, one.answer.software) for one in greeted if isinstance(one.answer, Hello))
     silent = [f"{one.address.grpc}: {one.answer}" for one in greeted if not isinstance(one.answer, Hello)]
+    if not fast and not is_named:
+        found = f"none of {counted(len(greeted), 'peer')} known from before answers: {'; '.join(silent)[:300]}"
+        return warning("peers", found, "they may have left since: give --peer ADDRESS of a node that runs now")
     if not fast:
         fix = "check the address, that the node runs, and that a firewall lets TCP out to its port and the next one"
         return failed("peers", f"none of {counted(len(greeted), 'peer')} answers: {'; '.join(silent)[:400]}", fix)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from node.events import Event, OnEvent
+from node.events import OnEvent
 from node.runs.journal import Journal
-from node.runs.opening import RunData, open_validation, read_data
+from node.runs.opening import RunData, open_validation, read_data, reading
 from node.runs.sampler import SAMPLE_TOKENS
 from node.training.data.batches import Batches
 from node.training.initial import draw_checkpoint, manifest_of_base, manifest_of_run
@@ -29,6 +30,7 @@ from swarm.models.loading import load_ends, load_parts
 from swarm.places import expanded
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.waiting import FIRST_VERSION, READING_DATA, Waits, loading
 
 
 def train_locally(
@@ -38,20 +40,20 @@ def train_locally(
     on_event: OnEvent,
     listeners: Sequence[OnRow] = (),
     clock: Clock = SYSTEM,
+    waits: Waits | None = None,
 ) -> LocalRun:
     """Train from version 0 to the last one; blocks. Errors as of `read_data`, and NonFiniteGradientError."""
-
-    def tell(what: str, done: int, total: int) -> None:
-        if done == total:
-            on_event(Event("read", f"{total:,} {what}"))
-
-    data = read_data(file, data_dir, tell, is_needed=True)
-    run = begin(data, data_dir, folder)
+    waits = waits or Waits()
+    with waits.on(READING_DATA) as progress:
+        data = read_data(file, data_dir, reading(progress, on_event), is_needed=True)
+    with waits.on(loading("version 0")):
+        run = begin(data, data_dir, folder)
     with MetricsFile(folder) as metrics, LocalEvaluator(run, data, data_dir) as evaluator:
         journal = Journal(metrics, listeners, clock)
         while run.version < data.spec.batch.steps:
             started = clock.now_s()
-            step = run.step()
+            with waits.on(FIRST_VERSION) if run.version == 0 else contextlib.nullcontext():
+                step = run.step()
             journal.write(row_of(step, data.spec, journal.time_s, clock.now_s() - started))
             if evaluator.is_due(step.version):
                 journal.write(evaluator.row(journal.time_s))

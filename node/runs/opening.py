@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from node.events import Event, OnEvent
 from node.training.data.token_data import TokenData
 from node.training.data.tokens import TokenSettings, open_tokens
 from node.training.initial import manifest_of_base, manifest_of_run
@@ -85,6 +86,17 @@ class RunData:
         """Its digest of the data is "" if the data is not here."""
         digest = "" if self.train is None else self.train.digest
         return spec_of(self.file, num_parameters=self.plan.num_parameters, data_digest=digest)
+
+
+def reading(progress: Callable[[int, int], None], on_event: OnEvent) -> Progress:
+    """Tells how far it is, and at the end, by an event `read`, how much there was."""
+
+    def tell(what: str, done: int, total: int) -> None:
+        progress(done, total)
+        if done == total:
+            on_event(Event("read", f"{total:,} {what}"))
+
+    return tell
 
 
 def read_data(file: RunFile, data_dir: Path, progress: Progress, *, is_needed: bool) -> RunData:

@@ -30,7 +30,7 @@ from node.runs.keeper_server import KeeperServer, model_of
 from node.runs.keeping import Keeping
 from node.runs.lease_handler import LeaseHandler
 from node.runs.notes import Notes, read_noted
-from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data
+from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data, reading
 from node.runs.publisher import PUBLISH_EVERY_S, Publisher
 from node.runs.run_reports import RunReports
 from node.runs.sampler import ServedSamples
@@ -44,6 +44,7 @@ from protocols.kept import Kept
 from protocols.leases import Done, Finished
 from protocols.records import PeerRecord
 from protocols.roles import Role
+from swarm import waiting
 from swarm.clock import SYSTEM, Clock
 from swarm.meeting import keyring
 from swarm.peer.peer import Peer, software
@@ -58,6 +59,7 @@ from swarm.training.pipeline import Pipeline
 from swarm.training.recovery import Recovery
 from swarm.training.turns import Turns
 from swarm.training.worker import Worker
+from swarm.waiting import Waits
 from swarm.weights.naming import Naming
 from swarm.weights.uploader import Uploader
 
@@ -84,39 +86,50 @@ MakeWork = Callable[[Members, ChannelPool], AfterStep]
 
 
 async def run_trainer(
-    config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow] = (), clock: Clock = SYSTEM, also: Sequence[MakeWork] = ()
+    config: TrainConfig,
+    on_event: OnEvent,
+    listeners: Sequence[OnRow] = (),
+    clock: Clock = SYSTEM,
+    also: Sequence[MakeWork] = (),
+    waits: Waits | None = None,
 ) -> None:
     """Train until the run's last version. Whatever keeps it from that is raised as a SwarmError, after everything was stopped.
 
     also: make further work after each step, beside what is published and evaluated.
     """
     with measuring(config.node.metrics, on_event, TRAINER):
-        await _train(config, on_event, listeners, clock, also)
+        await _train(config, on_event, listeners, clock, also, waits or Waits())
 
 
 async def _train(
-    config: TrainConfig, on_event: OnEvent, listeners: Sequence[OnRow], clock: Clock, also: Sequence[MakeWork]
+    config: TrainConfig,
+    on_event: OnEvent,
+    listeners: Sequence[OnRow],
+    clock: Clock,
+    also: Sequence[MakeWork],
+    waits: Waits,
 ) -> None:
     uploader, desk = Uploader(config.node.upload_bytes_s), LeaseHandler()
+
     keepers, journals = KeeperServer(uploader.turn), JournalServer(uploader.spend)
 
-    def tell(what: str, done: int, total: int) -> None:
-        if done == total:
-            on_event(Event("read", f"{total:,} {what}"))
-
-    data = await asyncio.to_thread(lambda: read_data(config.file, config.node.data_dir, tell, is_needed=True))
+    with waits.on(waiting.READING_DATA) as progress:
+        tell = reading(progress, on_event)
+        data = await asyncio.to_thread(lambda: read_data(config.file, config.node.data_dir, tell, is_needed=True))
     trainers = list[Trainer]()
     about = AboutHere("cpu", trained=lambda: [one.trained() for one in trainers])
     handlers = {**about.handlers(), **uploader.handlers(), **desk.handlers(), **journals.handlers(), **keepers.handlers()}
     async with Peer(peer_config(config.node, on_event), handlers) as peer:
-        await meet(config.node, peer, on_event)
+        with waits.on(waiting.JOINING):
+            await meet(config.node, peer, on_event)
         naming = Naming.of(
             peer.ping,
             config.node.data_dir,
             keyring.known_as(config.node.swarm, config.node.entry.key),
             config.node.accept_new_weights,
         )
-        run = await RunOpener(peer, config.node.data_dir, naming, tell).by_file(data)
+        with waits.on(waiting.loading("version 0")) as progress:
+            run = await RunOpener(peer, config.node.data_dir, naming, reading(progress, on_event)).by_file(data)
         num_blocks, keeping = run.checkpoint.num_blocks, None
         members = Members(run.model, peer.directory, peer.pool, num_blocks=num_blocks, me=peer.peer_id)
         copier = Copier(members, clock, config.hold_every_s)

@@ -75,6 +75,10 @@ def test_peers_clock_and_reachability_are_judged_by_what_peers_said() -> None:
     good = network.Greeted(ADDRESS, Hello(software="murmuration 9", swarm="public"), 2.0)
     bad = network.Greeted(ADDRESS, PeerUnreachableError("refused"))
     assert verdicts(*map(network.peers, ([], [bad], [bad, good]))) == ["skipped", "failed", "ok"]
+    gone = network.peers([bad], is_named=False)
+    assert gone.verdict == "warning" and "known from before" in gone.found and "give --peer" in gone.fix, (
+        "it may have left, and that is no fault"
+    )
     assert "1 of 2 peers answer, the nearest in 2.0 ms (murmuration 9)" in network.peers([bad, good]).found
     fault = "this machine's clock is 120 s behind that of peer …abc123: set it, e.g. by `timedatectl set-ntp true`"
     assert verdicts(network.clock("", 0), network.clock("", 2), network.clock(fault, 2)) == ["skipped", "ok", "failed"]

@@ -10,13 +10,19 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from node.cli.train_display import LineDisplay, LiveDisplay, open_display, sparks, version_line
 from node.events import Event
+from node.runs.local_trainer import train_locally
 from node.training.metrics import EventRow, VersionRow, mean_row
+from node.training.spec.reading import read
+from scripts.run_files import write_run
+from swarm.waiting import Wait, Waits
 
 ROW = VersionRow(
     version=1, tokens=2048, loss=3.25, lr=1e-3, grad_norm=0.5, time_s=1.0, tokens_per_s=1_500.0, peers=3, bytes_sent=2_500_000,
@@ -33,6 +39,15 @@ class Hand:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+def test_what_takes_seconds_before_the_first_version_is_told_with_how_far_it_is(tmp_path: Path) -> None:
+    told: list[Wait | None] = []
+    file = read(write_run(tmp_path / "run", {"training.steps": 1, "schedule.warmup_steps": 0}))
+    train_locally(file, tmp_path / "data", tmp_path / "out", lambda event: None, waits=Waits(told.append))
+    kinds = [wait.kind if wait else "nothing" for wait in told]
+    assert [kind for kind, _ in groupby(kinds) if kind != "nothing"] == ["encoding", "loading", "training"]
+    assert told[-1] is None and any(wait and wait.percent == 100 for wait in told)
 
 
 def test_a_script_gets_a_line_a_second_and_the_last_version(capsys: pytest.CaptureFixture[str]) -> None:
