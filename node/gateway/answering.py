@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 
 from node.gateway.answer import End, Event, Piece, TokenText, Usage, decoded
 from node.gateway.calling import Calling, rules_of
-from node.gateway.calls import Calls, check_tools
+from node.gateway.calls import Calls, check_tools, marks_of
 from node.gateway.meter import Meter
 from node.gateway.models import ServedModel
 from node.gateway.prompts import check_length, ids_of, most_new
@@ -54,6 +54,8 @@ class Answering:
         self._reused: dict[int, int] = {}
         """By prompt with several answers: its tokens that hops had kept of an earlier request."""
         self.trace: RequestTrace = NO_TRACE
+        self._marks: dict[int, str] = {}
+        """Tokens that are marks of calls and no text; they are needed to find the calls."""
 
     @classmethod
     async def of(cls, served: ServedModel, request: Request, meter: Meter, clock: Clock) -> Answering:
@@ -69,6 +71,8 @@ class Answering:
         meter.prompt(served.name, sum(map(len, prompts)))
         answering = cls(served, request, prompts, form, meter, clock)
         answering._tokenize_s = tokenize_s
+        if request.tools and template is not None:
+            answering._marks = await served.aside(marks_of, served, template)
         return answering
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -129,6 +133,7 @@ class Answering:
                         scores = await self._scored(chooser, token in limits.ends) if wants_scores else ()
                         if self._form is None or token not in limits.ends:  # an end token may have a text
                             await driven(out.putting([token]), decode_all)
+                            out.insert(self._marks.get(token, ""))
                     if pieces or scores:
                         yield Piece(choice=choice, text="".join(pieces), tokens=scores)
                         pieces.clear()

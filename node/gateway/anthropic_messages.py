@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from pydantic import Field
@@ -32,12 +32,13 @@ from node.gateway.form import (
     dumped,
     event,
     only,
+    schema_text,
     stops_of,
 )
 from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import while_listening
 from node.gateway.prompts import num_tokens
-from node.gateway.refusal import Refusal
+from node.gateway.refusal import Refusal, RefusedError
 from node.gateway.request import Picking, Request
 from node.gateway.tool_calls import ToolCall
 from node.gateway.tools_form import MAX_TOOLS
@@ -51,6 +52,19 @@ class Metadata(Strict):
     user_id: str | None = Field(None, max_length=512)
 
 
+class OutputFormat(Strict):
+    """What the answer is JSON of."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Strict):
+    format: OutputFormat | None = None
+    effort: only() = None  # type: ignore[valid-type]
+    task_budget: only() = None  # type: ignore[valid-type]
+
+
 class CountBody(Strict):
     """The fields that make the prompt."""
 
@@ -60,8 +74,8 @@ class CountBody(Strict):
     cache_control: only(*CACHED) = None  # type: ignore[valid-type]
     context_management: only() = None  # type: ignore[valid-type]
     mcp_servers: only([]) = None  # type: ignore[valid-type]
-    output_config: only({}) = None  # type: ignore[valid-type]
-    output_format: only() = None  # type: ignore[valid-type]
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = Field(None, description="The older name of `output_config.format`.")
     speed: only("standard") = None  # type: ignore[valid-type]
     thinking: only({"type": "disabled"}) = None  # type: ignore[valid-type]
     tool_choice: ToolChoice | None = None
@@ -79,6 +93,15 @@ class CountBody(Strict):
         """How the tools are to be called; errors as of `ToolChoice.calling`."""
         return self.choice.calling(self.offered(), [tool.name for tool in self.tools or () if tool.strict])
 
+    def json_schema(self) -> tuple[str | None, str]:
+        """Of the answer, None = any text; and the field that says it. RefusedError if it is too long, or said twice."""
+        newer, older = self.output_config.format if self.output_config else None, self.output_format
+        param = "output_format" if older else "output_config.format"
+        if newer and older:
+            raise RefusedError("output_format and output_config.format say the same; send one of the two", "output_format")
+        found = newer or older
+        return schema_text(found.schema_ if found else None, param), param
+
     def offered(self) -> tuple[dict[str, Any], ...]:
         """The tools that may be called."""
         return () if self.choice.type == "none" else tuple(tool.offered() for tool in self.tools or ())
@@ -95,13 +118,16 @@ class MessagesBody(CountBody, Drawn):
     service_tier: only("auto", "standard_only") = None  # type: ignore[valid-type]
 
     def request(self) -> Request:
-        """RefusedError for stop texts that are none, and for a tool that must be called and is not offered."""
+        """RefusedError for stop texts that are none, a tool that must be called and is not offered, and as of `json_schema`."""
+        schema, param = self.json_schema()
         return Request(
             model=self.model,
             prompts=(self.conversation(),),
             prompt_param="messages",
             tools=self.offered(),
             calling=self.calling(),
+            schema=schema,
+            schema_param=param,
             picking=Picking(drawn=self.drawn(), seed=self.seed),
             max_new_tokens=self.max_tokens,
             stops=stops_of(self.stop_sequences or (), "stop_sequences"),

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from node.gateway.call_forms import form_of
 from node.gateway.refusal import RefusedError
-from node.gateway.tool_calls import form_of, names_of
+from node.gateway.tool_calls import tools_of
 from swarm.thin.answer_form import CallRules, OfferedCall, schema_of
 
 ANYTHING = '{"type": "object"}'
@@ -49,7 +50,7 @@ def calling_of(
 
     RefusedError if a call is forced that is not offered.
     """
-    names, strict = names_of(tools), frozenset(strict)
+    names, strict = tools_of(tools), frozenset(strict)
     if is_forced and (not names or (only is not None and only not in names)):
         raise RefusedError(f"{param} forces a call of {only or 'a tool'}, which tools does not offer", param)
     if not names or not (is_forced or single or strict):

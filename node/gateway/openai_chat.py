@@ -17,7 +17,7 @@ from node.gateway.openai_form import GeneratingBody, OpenAiWriter, logprob
 from node.gateway.refusal import RefusedError
 from node.gateway.request import Request
 from node.gateway.tool_calls import ToolCall
-from node.gateway.tools_form import MAX_CALLS, MAX_TOOLS, CallMade, NamedTool, ToolOffer, as_openai_says
+from node.gateway.tools_form import MAX_CALLS, MAX_TOOLS, AllowedTools, CallMade, NamedTool, ToolOffer, as_openai_says
 from node.gateway.writer import Made
 from swarm.thin.templates import Message
 
@@ -106,7 +106,7 @@ class ChatBody(GeneratingBody):
     safety_identifier: only() = None  # type: ignore[valid-type]
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
     verbosity: only() = None  # type: ignore[valid-type]
     web_search_options: only() = None  # type: ignore[valid-type]
@@ -118,14 +118,15 @@ class ChatBody(GeneratingBody):
 
     def offered(self) -> tuple[dict[str, Any], ...]:
         """The tools that may be called."""
-        return () if self.tool_choice == "none" else tuple(tool.offered() for tool in self.tools or ())
+        every = () if self.tool_choice == "none" else tuple(tool.offered() for tool in self.tools or ())
+        return self.tool_choice.of(every) if isinstance(self.tool_choice, AllowedTools) else every
 
     def calling(self) -> Calling | None:
         """How; RefusedError if a tool must be called that is not offered."""
         only = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
-        choice = self.tool_choice if isinstance(self.tool_choice, str) else None
+        choice = self.tool_choice.allowed_tools.mode if isinstance(self.tool_choice, AllowedTools) else self.tool_choice
         strict = [tool.function.name for tool in self.tools or () if tool.function.strict]
-        return as_openai_says(self.offered(), strict, choice, only, self.parallel_tool_calls)
+        return as_openai_says(self.offered(), strict, choice if isinstance(choice, str) else None, only, self.parallel_tool_calls)
 
     def request(self) -> Request:
         """RefusedError if fields contradict each other."""

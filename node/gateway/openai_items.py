@@ -13,7 +13,7 @@ from pydantic import Field
 from node.gateway import form
 from node.gateway.form import Strict, Text, only
 from node.gateway.refusal import RefusedError
-from node.gateway.tools_form import FunctionOffer, ToolName, arguments_of, offer
+from node.gateway.tools_form import MAX_TOOLS, FunctionOffer, ToolName, allowed_of, arguments_of, offer
 from swarm.thin.templates import Message
 
 
@@ -79,6 +79,18 @@ class NamedFunctionTool(Strict):
 
     type: Literal["function"]
     name: ToolName
+
+
+class AllowedFunctionTools(Strict):
+    """Those that may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedFunctionTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+    def of(self, offered: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+        """RefusedError if one is not offered."""
+        return allowed_of(offered, [tool.name for tool in self.tools])
 
 
 def text_of(content: str | Sequence[OutputPart]) -> str:

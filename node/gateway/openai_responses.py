@@ -24,7 +24,15 @@ from node.gateway.form import ANY_OBJECT, Drawn, Strict, Text, dumped, event, on
 from node.gateway.gateway import Gateway
 from node.gateway.openai_chat import AnyObject, AnyText, Schema, scores_of
 from node.gateway.openai_form import StreamOptions
-from node.gateway.openai_items import CallItem, FunctionTool, MessageItem, NamedFunctionTool, ResultItem, conversation_of
+from node.gateway.openai_items import (
+    AllowedFunctionTools,
+    CallItem,
+    FunctionTool,
+    MessageItem,
+    NamedFunctionTool,
+    ResultItem,
+    conversation_of,
+)
 from node.gateway.refusal import Refusal, RefusedError
 from node.gateway.request import Picking, Request
 from node.gateway.tool_calls import ToolCall
@@ -78,7 +86,7 @@ class ResponsesBody(Drawn):
     safety_identifier: only() = None  # type: ignore[valid-type]
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
-    tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | AllowedFunctionTools | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     truncation: only("disabled") = None  # type: ignore[valid-type]
 
@@ -91,14 +99,15 @@ class ResponsesBody(Drawn):
 
     def offered(self) -> tuple[dict[str, Any], ...]:
         """The tools that may be called."""
-        return () if self.tool_choice == "none" else tuple(tool.offered() for tool in self.tools or ())
+        every = () if self.tool_choice == "none" else tuple(tool.offered() for tool in self.tools or ())
+        return self.tool_choice.of(every) if isinstance(self.tool_choice, AllowedFunctionTools) else every
 
     def calling(self) -> Calling | None:
         """How; RefusedError if a tool must be called that is not offered."""
         only = self.tool_choice.name if isinstance(self.tool_choice, NamedFunctionTool) else None
-        choice = self.tool_choice if isinstance(self.tool_choice, str) else None
+        choice = self.tool_choice.mode if isinstance(self.tool_choice, AllowedFunctionTools) else self.tool_choice
         strict = [tool.name for tool in self.tools or () if tool.strict]
-        return as_openai_says(self.offered(), strict, choice, only, self.parallel_tool_calls)
+        return as_openai_says(self.offered(), strict, choice if isinstance(choice, str) else None, only, self.parallel_tool_calls)
 
     @property
     def choice(self) -> str | dict[str, Any]:
@@ -122,10 +131,6 @@ class ResponsesBody(Drawn):
             raise RefusedError(f'top_logprobs needs include: ["{SCORES}"]', "top_logprobs")
         if self.stream_options is not None and (not self.stream or self.stream_options.include_usage is not None):
             raise RefusedError("stream_options: a stream has its usage at its end in any case; leave it out", "stream_options")
-        if self.has_scores and self.offered():
-            raise RefusedError(
-                f"include: {SCORES} beside tools is not supported by this gateway; leave out one of the two", "include"
-            )
         return Request(
             model=self.model,
             prompts=(self.messages(),),
@@ -137,6 +142,7 @@ class ResponsesBody(Drawn):
             picking=Picking(drawn=self.drawn(), seed=self.seed, repetition_penalty=self.repetition_penalty),
             max_new_tokens=self.max_output_tokens,
             num_scored=(self.top_logprobs or 0) if self.has_scores else None,
+            scores_calls=False,
         )
 
 

@@ -80,6 +80,9 @@ class Request:
     num_scored: int | None = None
     """Report the log-probability of each token and of so many of the likeliest ones; None = none at all."""
 
+    scores_calls: bool = True
+    """The tokens of calls are among those that are reported; False: only those of text."""
+
     wants_timings: bool = False
     """Say in the answer how long each part took."""
 

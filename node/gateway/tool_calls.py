@@ -9,23 +9,17 @@ from __future__ import annotations
 import json
 import secrets
 import string
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from swarm.thin.answer_form import CallForm
+from node.gateway import call_layout
+from node.gateway.call_layout import Tools, read_json
+from swarm.thin.answer_form import CallForm, Layout
 
 LETTERS = string.ascii_letters + string.digits
 ID_LETTERS = 9
 """Mistral's templates take ids of exactly so many letters and digits, and others take any."""
-
-
-FORMS: tuple[tuple[str, CallForm], ...] = (
-    ("<tool_call>", CallForm(begin="<tool_call>", end="</tool_call>")),
-    ("[TOOL_CALLS]", CallForm(begin="[", mark="[TOOL_CALLS]")),
-    ("<|python_tag|>", CallForm(begin="{", key="parameters")),
-)
-"""What a template has, and what that says: Qwen and Hermes; Mistral, whose mark is no text; Llama 3."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,22 +37,11 @@ class ToolCall:
         return json.dumps(self.arguments, ensure_ascii=False)
 
 
-UNKNOWN = ("<function=", "[ARGS]")
-"""What a template has whose calls are no JSON between marks, although it may have one of the marks above: Qwen3-Coder, newer Mistrals."""
-
-
-def form_of(template: str) -> CallForm | None:
-    """None: calls of this family are not known here, and stay text."""
-    if any(mark in template for mark in UNKNOWN):
-        return None
-    return next((form for mark, form in FORMS if mark in template), None)
-
-
 class CallFinder:
     """Splits one answer into text and calls, as it comes: `feed` for each piece, `rest` at its end."""
 
-    def __init__(self, form: CallForm, names: Collection[str]) -> None:
-        self._form, self._names = form, names
+    def __init__(self, form: CallForm, tools: Tools) -> None:
+        self._form, self._tools = form, tools
         self._held = ""
         self._is_plain = False
         """No call can come any more."""
@@ -68,7 +51,7 @@ class CallFinder:
         self._held += text
         if self._is_plain:
             yield from self._all()
-        elif self._form.end:
+        elif self._form.end or self._form.layout is not None:
             yield from self._marked()
         elif self._held.strip() and not self._held.lstrip().startswith(self._form.begin):
             self._is_plain = True
@@ -76,7 +59,9 @@ class CallFinder:
 
     def rest(self) -> Iterator[str | ToolCall]:
         """What was held back."""
-        calls = None if self._form.end or self._is_plain else calls_in(self._held, self._names)
+        lead = self._form.begin if self._form.layout is not None else ""
+        is_whole = not self._form.end and not self._is_plain and self._held.startswith(lead)
+        calls = calls_in(self._held.removeprefix(lead), self._tools, self._form.layout) if is_whole else None
         if calls is None:
             yield from self._all()
         else:
@@ -90,14 +75,14 @@ class CallFinder:
     def _marked(self) -> Iterator[str | ToolCall]:
         begin, end = self._form.begin, self._form.end
         while (start := self._held.find(begin)) >= 0:
-            stop = self._held.find(end, start)
+            stop = self._held.find(end, start) if end else -1
             before, self._held = self._held[:start], self._held[start:]
             if before:
                 yield before
             if stop < 0:
                 return
             whole, self._held = self._held[: stop - start + len(end)], self._held[stop - start + len(end) :]
-            calls = calls_in(whole[len(begin) : -len(end)], self._names)
+            calls = calls_in(whole[len(begin) : -len(end)], self._tools, self._form.layout)
             yield from [whole] if calls is None else calls
         keep = next((size for size in range(len(begin) - 1, 0, -1) if self._held.endswith(begin[:size])), 0)
         certain = self._held[: len(self._held) - keep]
@@ -106,29 +91,30 @@ class CallFinder:
             yield certain
 
 
-def calls_in(text: str, names: Collection[str]) -> list[ToolCall] | None:
+def calls_in(text: str, tools: Tools, layout: Layout | None = None) -> list[ToolCall] | None:
     """The calls that a text consists of; None if it is anything else."""
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        every = list(_objects(text) if layout is None else call_layout.calls_in(text, tools, layout))
     except (ValueError, RecursionError):
         return None
-    every = found if isinstance(found, list) else [found]
-    calls = [call for one in every if (call := _call(one, names)) is not None]
+    calls = [call for name, arguments in every if (call := _call(name, arguments, tools)) is not None]
     return calls if calls and len(calls) == len(every) else None
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+def _objects(text: str) -> Iterator[tuple[object, object]]:
+    found = read_json(text)
+    for one in found if isinstance(found, list) else [found]:
+        if not isinstance(one, dict):
+            raise ValueError("a call is an object")
+        yield one.get("name"), one.get("arguments", one.get("parameters", {}))
 
 
-def _call(found: Any, names: Collection[str]) -> ToolCall | None:
-    if not isinstance(found, dict) or not isinstance(found.get("name"), str) or found["name"] not in names:
+def _call(name: object, arguments: object, tools: Tools) -> ToolCall | None:
+    if not isinstance(name, str) or name not in tools or not isinstance(arguments, dict):
         return None
-    arguments = found.get("arguments", found.get("parameters", {}))
-    if not isinstance(arguments, dict):
-        return None
-    return ToolCall(name=found["name"], arguments=arguments, number="".join(secrets.choice(LETTERS) for _ in range(ID_LETTERS)))
+    return ToolCall(name=name, arguments=arguments, number="".join(secrets.choice(LETTERS) for _ in range(ID_LETTERS)))
 
 
-def names_of(tools: Sequence[Mapping[str, Any]]) -> frozenset[str]:
-    return frozenset(tool["function"]["name"] for tool in tools)
+def tools_of(offers: Sequence[Mapping[str, Any]]) -> Tools:
+    """From what OpenAI's API calls functions."""
+    return {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in offers}

@@ -69,6 +69,31 @@ class NamedTool(Strict):
     function: NamedFunction
 
 
+class Allowed(Strict):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedTools(Strict):
+    """Those that may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+    def of(self, offered: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+        """RefusedError if one is not offered."""
+        return allowed_of(offered, [tool.function.name for tool in self.allowed_tools.tools])
+
+
+def allowed_of(offered: Sequence[dict[str, Any]], names: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """The offers of these names: the model sees no others. RefusedError if one is missing."""
+    found = tuple(tool for tool in offered if tool["function"]["name"] in names)
+    missing = set(names) - {tool["function"]["name"] for tool in found}
+    if missing:
+        raise RefusedError(f"tool_choice allows {', '.join(sorted(missing))}, which tools does not offer", "tool_choice")
+    return found
+
+
 def as_openai_says(
     tools: Sequence[dict[str, Any]], strict: Iterable[str], choice: str | None, only: str | None, is_parallel: bool | None
 ) -> Calling | None:

@@ -10,8 +10,30 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+MAX_REFERENCES = 8
+"""One after the other, from the schema of an argument to that of a text."""
+
 WHOLE = ("[", "{")
 """First letters of calls that are the whole answer: a list of calls, or one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How a family writes one call: `open` NAME `between` ARGUMENTS `close`. A line break may be left out, `#` is a number, `@` an id of
+    nine letters and digits.
+
+    With `value`, each argument is written as `key` KEY `value` VALUE `end`: a text as it stands, anything else as JSON. Else arguments are
+    one object in JSON.
+    """
+
+    open: str
+    between: str
+    close: str = ""
+    key: str = ""
+    value: str = ""
+    end: str = ""
+    separator: str = ""
+    """Between several calls of a section."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +42,22 @@ class CallForm:
 
     begin: str
     end: str = ""
-    """Empty: calls are the whole answer, and `begin` is its first letter, one of WHOLE."""
+    """Empty: calls are the whole answer, and `begin` is its first letter, one of WHOLE; or, with a layout, they are the rest of it."""
 
     mark: str = ""
     """A special token before calls that are the whole answer: it is no text. Only if the tokenizer has it."""
 
     key: str = "arguments"
-    """What the family calls the arguments."""
+    """What the family calls the arguments, in JSON with both the name and the arguments."""
+
+    layout: Layout | None = None
+    """None: each call is such JSON."""
+
+    is_section: bool = False
+    """Several calls stand between `begin` and `end`, else one."""
+
+    marks: tuple[str, ...] = ()
+    """All marks of it that may be tokens of their own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +102,34 @@ class AnswerForm:
         if calls is None:
             return cls(schema=packed["schema"])
         tools = tuple(OfferedCall(**tool) for tool in calls["tools"])
-        return cls(schema=packed["schema"], calls=CallRules(**{**calls, "form": CallForm(**calls["form"]), "tools": tools}))
+        layout = calls["form"]["layout"]
+        form = CallForm(**{**calls["form"], "layout": layout and Layout(**layout), "marks": tuple(calls["form"]["marks"])})
+        return cls(schema=packed["schema"], calls=CallRules(**{**calls, "form": form, "tools": tools}))
+
+
+def properties_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of each argument by itself, with the definitions that it may refer to."""
+    found = parameters.get("properties")
+    shared = {key: parameters[key] for key in ("$defs", "definitions") if key in parameters}
+    return (
+        {key: {**value, **shared} for key, value in found.items() if isinstance(value, dict)} if isinstance(found, dict) else {}
+    )
+
+
+def texts_of(schema: Mapping[str, Any]) -> list[str] | None:
+    """Of an argument that is a text, those that it may be, [] = any; None: it is something else."""
+    for _ in range(MAX_REFERENCES):
+        reference = schema.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            break
+        _, section, *names = reference.split("/")
+        named = schema.get(section)
+        found = named.get("/".join(names)) if isinstance(named, dict) else None
+        schema = {**found, section: named} if isinstance(found, dict) else {}
+    some = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    if not isinstance(some, list) or not all(isinstance(one, str) for one in some):
+        return None
+    return some if some or schema.get("type") == "string" else None
 
 
 def schema_of(parameters: Mapping[str, Any], is_strict: bool) -> str:

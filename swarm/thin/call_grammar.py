@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.answer_form import AnswerForm, CallRules, OfferedCall
-
-JSON_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""One way to write each value: else a model may go on with blanks for ever."""
+from swarm.thin.layout_grammar import LayoutRules
+from swarm.thin.marks import json_rule, token
 
 ANY = r"(.|\n)"
 
@@ -28,14 +26,15 @@ def lark(form: AnswerForm, added: Mapping[str, int], special: frozenset[int], en
     """
     rules = form.calls
     assert rules is not None
-    marks = [text for text in (rules.form.begin, rules.form.end, rules.form.mark) if text in added]
+    marks = [text for text in (rules.form.begin, rules.form.end, rules.form.mark, *rules.form.marks) if text in added]
     others = sorted(set(added.values()) - {added[text] for text in marks} - set(ends))
-    lines = ["%llguidance {}", *_calls(rules, added, special)]
+    laid_out = rules.form.layout is not None
+    lines = ["%llguidance {}", *(LayoutRules(rules, added).lines if laid_out else _calls(rules, added, special))]
     if rules.is_forced:
         lines += ["start: calls"]
     elif form.schema is not None:
         lines += [f"start: calls | %json {_json(form.schema)}"]
-    elif rules.form.end:
+    elif rules.form.end or laid_out:
         lines += _around(rules, added, others)
     else:
         lines += _instead(rules, others)
@@ -48,7 +47,7 @@ def _calls(rules: CallRules, added: Mapping[str, int], special: frozenset[int]) 
     lines = [f"one: {' | '.join(f'tool_{number}' for number in range(len(rules.tools)))}"]
     lines += [f"tool_{number}: {_tool(tool, form.key)}" for number, tool in enumerate(rules.tools)]
     if not form.end:
-        lead = f"{_token(added[form.mark])} " if form.mark in added else ""
+        lead = f"{token(added[form.mark])} " if form.mark in added else ""
         more = "" if rules.is_single else ' (", " one)*'
         return [*lines, f"calls: {lead}" + (f'" "? "[" one{more} "]"' if form.begin == "[" else "one")]
     for text in (form.begin, form.end):
@@ -61,19 +60,25 @@ def _calls(rules: CallRules, added: Mapping[str, int], special: frozenset[int]) 
 def _around(rules: CallRules, added: Mapping[str, int], others: list[int]) -> list[str]:
     """Text before, between and behind calls. It does not have the mark of a call, also if that is spelled out."""
     begin = rules.form.begin
-    token = [f"TEXT {_token(added[begin])}"] if begin in added else []
+    as_token = [f"TEXT {token(added[begin])}"] if begin in added else []
     return [
-        "start: other* (said other*)? TEXT" if rules.is_single else "start: (said | other)* TEXT",
-        f"said: ({' | '.join(['spelled', *token])}) body",
+        _start(rules),
+        f"said: ({' | '.join(['spelled', *as_token])}) body",
         f"spelled[lazy]: TEXT {json.dumps(begin)}",
-        f"other: TEXT {_token(*others)}" if others else "other: TEXT",
+        f"other: TEXT {token(*others)}" if others else "other: TEXT",
         f"TEXT: /{ANY}*/",
     ]
 
 
+def _start(rules: CallRules) -> str:
+    if not rules.form.end:  # nothing follows calls
+        return "start: other* (TEXT | said)"
+    return "start: other* (said other*)? TEXT" if rules.is_single else "start: (said | other)* TEXT"
+
+
 def _instead(rules: CallRules, others: list[int]) -> list[str]:
     """Calls, or text that does not begin like them."""
-    other = f"other: {_token(*others)}" if others else ""
+    other = f"other: {token(*others)}" if others else ""
     lead, rest = ("other* ", "(other | REST)*") if others else ("", "REST?")
     begin = "\\" + rules.form.begin
     return ["start: calls | text", f"text: {lead}(FIRST {rest})?", other, rf"FIRST: /\s*[^\s{begin}]{ANY}*/", f"REST: /{ANY}+/"]
@@ -85,17 +90,12 @@ def _tool(tool: OfferedCall, key: str) -> str:
 
 
 def _json(schema: str) -> str:
-    """The schema with how values are written; what it says itself of llguidance, is kept."""
+    """ValueError if it is no object in JSON."""
     found = json.loads(schema)
     if not isinstance(found, dict):
         raise ValueError("it is no object")
-    own = found.get("x-guidance")
-    return json.dumps({**found, "x-guidance": {**(own if isinstance(own, dict) else {}), **JSON_FORM}})
+    return json_rule(found)
 
 
 def _mark(text: str, added: Mapping[str, int]) -> str:
-    return _token(added[text]) if text in added else json.dumps(text)
-
-
-def _token(*numbers: int) -> str:
-    return f"<[{','.join(map(str, numbers))}]>"
+    return token(added[text]) if text in added else json.dumps(text)

@@ -15,7 +15,8 @@ import llguidance
 from protocols.errors import ModelNotSupportedError
 from protocols.words import described, one_line
 from swarm.thin.answer_form import AnswerForm
-from swarm.thin.call_grammar import JSON_FORM, lark
+from swarm.thin.call_grammar import lark
+from swarm.thin.marks import JSON_FORM
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

@@ -94,6 +94,10 @@ class TextOut:
                 return
             yield from self._add(token)
 
+    def insert(self, text: str) -> None:
+        """A text that is no token's: it is certain, and comes behind what was put in before."""
+        self._emit(text)
+
     def _add(self, token: int) -> Parts:
         self._ids.append(token)
         self._emit(self._certain(*(yield self._runs())))

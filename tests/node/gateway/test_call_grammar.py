@@ -16,15 +16,28 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
+from node.gateway.call_forms import FORMS, form_of
 from node.gateway.calling import Calling, rules_of
 from node.gateway.refusal import RefusedError
-from node.gateway.tool_calls import CallFinder, ToolCall, form_of
+from node.gateway.tool_calls import CallFinder, ToolCall, tools_of
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.answer_form import AnswerForm
 from swarm.thin.grammar import Grammar
 from tests.families import add_byte_tokenizer
 
-TEMPLATES = {"qwen": "{{ tools }}<tool_call>", "mistral": "{{ tools }}[TOOL_CALLS]", "llama": "{{ tools }}<|python_tag|>"}
+TEMPLATES = {
+    "qwen": "{{ tools }}<tool_call>",
+    "mistral": "{{ tools }}[TOOL_CALLS]",
+    "llama": "{{ tools }}<|python_tag|>",
+    "coder": "{{ tools }}<tool_call><function=<parameter=",
+    "glm": "{{ tools }}<tool_call>{name}\n<arg_key>{key}</arg_key>\n<arg_value>",
+    "deepseek": "{{ tools }}<｜tool▁calls▁begin｜>\n```json",
+    "deepseek31": "{{ tools }}<｜tool▁calls▁begin｜>",
+    "kimi": "{{ tools }}<|tool_calls_section_begin|>",
+    "mistral11": "{{ tools }}[TOOL_CALLS][CALL_ID][ARGS]",
+    "mistral13": "{{ tools }}[TOOL_CALLS][ARGS]",
+}
+MARKS = sorted({mark for _, form in FORMS if form is not None for mark in form.marks} - {"[TOOL_CALLS]"})
 TOOLS: list[Any] = [
     {"function": {"name": "add", "parameters": {
         "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}, "b": {"$ref": "#/$defs/some"}},
@@ -52,13 +65,14 @@ class Speaker:
         """Text as a client gets it, and whether it is complete. likes: tokens that are preferred."""
         self.grammar.begin(form)
         said, token = list[int](), None
+        skips = form.calls is None or form.calls.form.layout is None  # a gateway shows marks of laid out calls
         for _ in range(most):
             allowed = self.allowed(token)
             token = self.random.choice([one for one in allowed if likes(self.tokenizer.convert_ids_to_tokens(one))] or allowed)
             if token == self.end:
-                return self.tokenizer.decode(said, skip_special_tokens=True), True
+                return self.tokenizer.decode(said, skip_special_tokens=skips), True
             said.append(token)
-        return self.tokenizer.decode(said, skip_special_tokens=True), False
+        return self.tokenizer.decode(said, skip_special_tokens=skips), False
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
     add_byte_tokenizer(path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<tool_call>", "</tool_call>", "<think>")])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<think>", *MARKS)])
     tokenizer.add_special_tokens({"eos_token": "<end>", "additional_special_tokens": ["[TOOL_CALLS]", "<|python_tag|>"]})
     tokenizer.save_pretrained(path)
     return path
@@ -84,7 +98,7 @@ def form(family: str, calling: Calling, schema: str | None = None) -> AnswerForm
 def parsed(family: str, text: str) -> tuple[str, list[ToolCall]]:
     found = form_of(TEMPLATES[family])
     assert found is not None
-    finder = CallFinder(found, NAMES)
+    finder = CallFinder(found, tools_of(TOOLS))
     every = [*finder.feed(text), *finder.rest()]
     return "".join(one for one in every if isinstance(one, str)), [one for one in every if isinstance(one, ToolCall)]
 
@@ -168,6 +182,56 @@ def test_beside_a_schema_an_answer_is_json_or_calls(speaker: Speaker, family: st
             assert json.loads(rest) in ([1], {"a": 2})
         kinds.add(bool(calls))
     assert kinds == {True, False}
+
+
+NOTE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"}, "n": {"type": ["integer", "null"]}, "one": {"const": "{1}"},
+        "some": {"type": "array", "items": {"enum": [1, "2"]}},
+    },
+    "required": ["text", "one"],
+    "additionalProperties": False,
+}  # fmt: skip
+LAID_OUT = {
+    "coder": ("<tool_call>\n<function=note>\n", "<parameter={}>\n{}\n</parameter>\n", "</function>\n</tool_call>"),
+    "glm": ("<tool_call>note\n", "<arg_key>{}</arg_key>\n<arg_value>{}</arg_value>\n", "</tool_call>"),
+}
+
+
+def note_rules(family: str, parameters: dict[str, Any], strict: bool = True) -> AnswerForm:
+    tools: list[Any] = [{"function": {"name": "note", "parameters": parameters}}]
+    calling = replace(FORCED, is_single=True, strict=frozenset({"note"} if strict else ()))
+    return AnswerForm(calls=rules_of(calling, tools, TEMPLATES[family]))
+
+
+@pytest.mark.parametrize("family", LAID_OUT)
+def test_arguments_that_stand_as_they_are_are_of_their_schema(speaker: Speaker, family: str) -> None:
+    def is_allowed(**arguments: str) -> bool:
+        head, one, close = LAID_OUT[family]
+        text = head + "".join(one.format(*item) for item in arguments.items()) + close
+        speaker.grammar.begin(note_rules(family, NOTE))
+        token = None
+        for following in speaker.tokenizer.encode(text, add_special_tokens=False):
+            if following not in speaker.allowed(token):
+                return False
+            token = following
+        return speaker.end in speaker.allowed(token)
+
+    assert is_allowed(text="a < b\n</x>\n", one="{1}") and is_allowed(text="", n="3", one="{1}", some='[1, "2"]')
+    assert is_allowed(text="x", n="null", one="{1}", some="[]")
+    assert not is_allowed(one="{1}") and not is_allowed(text="x") and not is_allowed(text="x", one="1")
+    assert not is_allowed(text="x", n="a", one="{1}") and not is_allowed(text="x", one="{1}", more="1")
+
+
+@pytest.mark.parametrize("family", LAID_OUT)
+def test_what_such_a_form_cannot_keep_to_is_refused_only_if_it_is_strict(speaker: Speaker, family: str) -> None:
+    for odd in ({"minProperties": 1}, {"properties": {"a": {"type": "string", "pattern": "b"}}}):
+        with pytest.raises(ModelNotSupportedError, match="cannot be kept to"):
+            speaker.grammar.begin(note_rules(family, {**NOTE, **odd}))
+        speaker.grammar.begin(note_rules(family, {**NOTE, **odd}, strict=False))
+    with pytest.raises(ModelNotSupportedError, match="no argument called 'a>'"):
+        speaker.grammar.begin(note_rules(family, {"properties": {"a>": {}}}, strict=False))
 
 
 def test_what_no_grammar_can_be_made_of_is_refused(speaker: Speaker) -> None:

@@ -11,13 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.gateway.tool_calls import CallFinder, ToolCall, form_of
+from node.gateway.call_forms import form_of
+from node.gateway.tool_calls import CallFinder, ToolCall
 
-NAMES = {"add", "get-weather"}
+TOOLS: dict[str, dict[str, object]] = {
+    "add": {"properties": {"a": {"type": "integer"}, "note": {"type": "string"}}},
+    "get-weather": {"properties": {"city": {"$ref": "#/$defs/city"}}, "$defs": {"city": {"enum": ["Zürich", "1"]}}},
+}
 TEMPLATES = {
     "qwen": "{% for t in tools %}{{ t | tojson }}{% endfor %}<tool_call></tool_call>",
     "mistral": "{{ tools }}[TOOL_CALLS]",
     "llama": "{{ tools }}<|python_tag|>",
+    "coder": "{{ tools }}<tool_call><function=<parameter=",
+    "glm": "{{ tools }}<tool_call>{name}\n<arg_key>{key}</arg_key>\n<arg_value>",
+    "glm47": "{{ tools }}<tool_call>{name}<arg_key>{key}</arg_key><arg_value>",
+    "deepseek": "{{ tools }}<｜tool▁calls▁begin｜>\n```json",
+    "deepseek31": "{{ tools }}<｜tool▁calls▁begin｜>",
+    "kimi": "{{ tools }}<|tool_calls_section_begin|>",
+    "mistral11": "{{ tools }}[TOOL_CALLS][CALL_ID][ARGS]",
+    "mistral13": "{{ tools }}[TOOL_CALLS][ARGS]",
 }
 CALL = '{"name": "add", "arguments": {"a": 1, "b": [2, "</x>"]}}'
 OTHER = '{"name": "get-weather", "parameters": {"city": "Zürich"}}'
@@ -27,7 +39,7 @@ def found(family: str, pieces: list[str]) -> list[str | tuple[str, dict[str, obj
     """Texts that follow each other are one."""
     form = form_of(TEMPLATES[family])
     assert form is not None
-    finder, made = CallFinder(form, NAMES), list[str | tuple[str, dict[str, object]]]()
+    finder, made = CallFinder(form, TOOLS), list[str | tuple[str, dict[str, object]]]()
     for one in [*(one for piece in pieces for one in finder.feed(piece)), *finder.rest()]:
         if isinstance(one, ToolCall):
             assert json.loads(one.text) == one.arguments and len(one.number) == 9 and one.number.isalnum()
@@ -71,6 +83,70 @@ CASES: list[tuple[str, str, list[object]]] = [
 ]
 
 
+CODE = "if a < 1:\n    return </x>\n"
+NOTED = ("add", {"a": 1, "note": CODE})
+ONE = ("add", {"a": 1})
+NO_CITY = ("get-weather", {})
+
+
+def coder(name: str, **arguments: str) -> str:
+    values = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in arguments.items())
+    return f"<tool_call>\n<function={name}>\n{values}</function>\n</tool_call>"
+
+
+def glm(name: str, line: str = "\n", **arguments: str) -> str:
+    values = "".join(f"<arg_key>{key}</arg_key>{line}<arg_value>{value}</arg_value>{line}" for key, value in arguments.items())
+    return f"<tool_call>{name}{line}{values}</tool_call>"
+
+
+def deepseek(*calls: tuple[str, str], line: str = "\n") -> str:
+    before, open_, close = ("function<｜tool▁sep｜>", "\n```json\n", "\n```") if line else ("", "<｜tool▁sep｜>", "")
+    every = line.join(f"<｜tool▁call▁begin｜>{before}{name}{open_}{text}{close}<｜tool▁call▁end｜>" for name, text in calls)
+    return f"<｜tool▁calls▁begin｜>{every}<｜tool▁calls▁end｜>"
+
+
+def kimi(*calls: tuple[str, str]) -> str:
+    every = "".join(
+        f"<|tool_call_begin|>functions.{name}:{number}<|tool_call_argument_begin|>{text}<|tool_call_end|>"
+        for number, (name, text) in enumerate(calls)
+    )
+    return f"<|tool_calls_section_begin|>{every}<|tool_calls_section_end|>"
+
+
+BOTH = (("add", '{"a": 1}'), ("get-weather", "{}"))
+NO_CALLS: list[tuple[str, str]] = [
+    ("coder", f"<tool_call>{CALL}</tool_call>"),
+    ("coder", coder("rm")),
+    ("coder", "<tool_call><function=add><parameter=a></function></tool_call>"),
+    ("coder", coder("add", a="1").removesuffix("</tool_call>")),
+    ("glm", glm("rm", a="1")),
+    ("deepseek", deepseek(("add", "[]"))),
+    ("deepseek", deepseek(("add", '{"a": NaN}'))),
+    ("mistral13", '[TOOL_CALLS]add[ARGS]{"a": 1} and'),
+    ("mistral13", '[TOOL_CALLS]add[ARGS]{"a": 1'),
+    ("mistral13", "[TOOL_CALLS]" + " " * 100_000 + "a"),
+    ("mistral13", '[TOOL_CALLS]add[ARGS]{"a": ' + "[" * 100_000),
+    ("coder", "<tool_call><function=add" + "\n" * 100_000 + "</tool_call>"),
+]
+CASES += [(family, text, [text]) for family, text in NO_CALLS]
+CASES += [
+    ("coder", f"Hm.{coder('add', a='1', note=CODE)}", ["Hm.", NOTED]),
+    ("coder", coder("get-weather") + "\n" + coder("add", a="1", note=CODE), [NO_CITY, "\n", NOTED]),
+    ("coder", coder("get-weather", city="1").replace("\n", ""), [("get-weather", {"city": "1"})]),
+    ("coder", coder("add", a="[1, 2"), [("add", {"a": "[1, 2"})]),
+    ("coder", coder("add", a="True"), [("add", {"a": True})]),
+    ("glm", glm("add", a="7", note="7"), [("add", {"a": 7, "note": "7"})]),
+    ("glm", glm("get-weather"), [NO_CITY]),
+    ("glm47", glm("add", "", a='{"x": null}'), [("add", {"a": {"x": None}})]),
+    ("deepseek", deepseek(*BOTH), [ONE, NO_CITY]),
+    ("deepseek31", "Yes" + deepseek(*BOTH, line=""), ["Yes", ONE, NO_CITY]),
+    ("kimi", kimi(*BOTH), [ONE, NO_CITY]),
+    ("mistral11", '[TOOL_CALLS]add[CALL_ID]abcDEF123[ARGS]{"a": 1}', [ONE]),
+    ("mistral13", 'So.[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]get-weather[ARGS]{}', ["So.", ONE, NO_CITY]),
+    ("mistral13", '[TOOL_CALLS]add[ARGS]{"note": "[TOOL_CALLS]"}', [("add", {"note": "[TOOL_CALLS]"})]),
+]
+
+
 @pytest.mark.parametrize(("family", "text", "expected"), CASES, ids=lambda value: str(value)[:40])
 def test_calls_are_found(family: str, text: str, expected: list[object]) -> None:
     assert found(family, [text]) == expected
@@ -87,11 +163,11 @@ def test_it_does_not_matter_where_text_is_cut(case: tuple[str, str, list[object]
 def test_text_that_cannot_be_a_call_is_not_held_back() -> None:
     form = form_of(TEMPLATES["qwen"])
     assert form is not None
-    finder = CallFinder(form, NAMES)
+    finder = CallFinder(form, TOOLS)
     assert [list(finder.feed(piece)) for piece in ("hello", " <too", "l")] == [["hello"], [" "], []]
     assert list(finder.feed("s>")) == ["<tools>"]
 
 
-@pytest.mark.parametrize("marks", ["", "<tool_call><function=add><parameter=a>", "[TOOL_CALLS]add[ARGS]"])
+@pytest.mark.parametrize("marks", ["", "<tool_call><function=add>"])
 def test_a_template_of_another_family_has_no_form(marks: str) -> None:
     assert form_of("{{ messages }}{{ tools }}" + marks) is None

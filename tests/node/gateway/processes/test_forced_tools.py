@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 import transformers
 from anthropic import Anthropic
+from anthropic import BadRequestError as AnthropicBadRequest
 from langchain_core.messages import AIMessage
 from langchain_openai import ChatOpenAI
 from openai import BadRequestError, OpenAI
@@ -44,14 +46,27 @@ def tool(name: str, parameters: dict[str, Any], **more: Any) -> dict[str, Any]:
 TOOLS = [tool("weather", PLACE), tool("time", NOTHING)]
 
 
+MISTRAL = TEMPLATE.replace("<tool_call>", "[TOOL_CALLS][ARGS]")
+
+
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
-    path = make_llama(tmp_path_factory.mktemp("models") / "tiny")
+    yield from make_swarm(tmp_path_factory.mktemp("models") / "tiny", TEMPLATE, ("<tool_call>", "</tool_call>"))
+
+
+@pytest.fixture
+def mistral(tmp_path: Path) -> Iterator[WireSwarm]:
+    """Its marks are no text."""
+    yield from make_swarm(tmp_path / "tiny", MISTRAL, (), ("[TOOL_CALLS]", "[ARGS]"))
+
+
+def make_swarm(folder: Path, template: str, words: Sequence[str], special: Sequence[str] = ()) -> Iterator[WireSwarm]:
+    path = make_llama(folder)
     add_byte_tokenizer(path)
-    (path / "chat_template.jinja").write_text(TEMPLATE)
+    (path / "chat_template.jinja").write_text(template)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<tool_call>", "</tool_call>")])
-    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    tokenizer.add_special_tokens({"eos_token": "<end>", "additional_special_tokens": list(special)})
     tokenizer.save_pretrained(path)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -118,6 +133,73 @@ def test_one_tool_is_required_and_once(swarm: WireSwarm) -> None:
                 check(name, json.loads(call.function.arguments))
         numbers = {len(one.message.tool_calls) for one in ask(client, n=5).choices}
         assert max(numbers) > 1, "without parallel_tool_calls: false, there are several"
+
+    with_client(swarm, work)
+
+
+def test_only_some_tools_are_allowed(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        for mode in ("auto", "required"):
+            named = [{"type": "function", "function": {"name": "time"}}]
+            choice = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": named}}
+            made = ask(client, tool_choice=choice, n=4, logit_bias={"256": 5}, max_tokens=60)
+            names = {call.function.name for one in made.choices for call in one.message.tool_calls or ()}
+            assert names == {"time"} or (mode == "auto" and not names)
+            both: Any = {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": "time"}]}
+            tools: Any = [{"type": "function", **one["function"]} for one in TOOLS]
+            found = client.responses.create(model="tiny", input="And?", tools=tools, tool_choice=both, max_output_tokens=40)
+            assert {one.name for one in found.output if one.type == "function_call"} == (
+                {"time"} if mode == "required" else set()
+            )
+            echoed: Any = found.tool_choice
+            assert echoed.model_dump() == both
+        choice["allowed_tools"]["tools"][0]["function"]["name"] = "rm"
+        with pytest.raises(BadRequestError, match="tool_choice allows rm, which tools does not offer"):
+            ask(client, tool_choice=choice)
+
+    with_client(swarm, work)
+
+
+def test_marks_that_are_no_text_are_found(mistral: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        numbers = set()
+        for choice in ask(client, n=5).choices:
+            assert choice.finish_reason == "length" or not choice.message.content
+            for call in choice.message.tool_calls:
+                check(call.function.name, json.loads(call.function.arguments))
+            numbers.add(len(choice.message.tool_calls))
+        assert max(numbers) > 1
+        (text,) = ask(client, tool_choice="auto", max_tokens=20).choices
+        assert text.message.content and text.message.tool_calls is None
+
+    with_client(mistral, work)
+
+
+def test_responses_have_scores_of_text_and_not_of_calls(swarm: WireSwarm) -> None:
+    tools: Any = [{"type": "function", **one["function"], "strict": True} for one in TOOLS]
+    include: Any = ["message.output_text.logprobs"]
+
+    def work(client: OpenAI) -> None:
+        def made(**fields: Any) -> Any:
+            return client.responses.create(
+                model="tiny", input="And?", tools=tools, include=include, max_output_tokens=20, **fields
+            )
+
+        (message,) = made(top_logprobs=2).output
+        (part,) = message.content
+        assert part.text and len(part.logprobs) == 20 and all(len(one.top_logprobs) == 2 for one in part.logprobs)
+        events = list(made(stream=True))
+        (done,) = (one for one in events if one.type == "response.output_text.done")
+        deltas = [score for one in events if one.type == "response.output_text.delta" for score in one.logprobs]
+        assert (
+            [score.token for score in deltas] == [score.token for score in done.logprobs] == [one.token for one in part.logprobs]
+        )
+        forced = made(tool_choice={"type": "function", "name": "time"}, parallel_tool_calls=False)
+        (call,) = client.responses.create(
+            model="tiny", input="And?", tools=tools, include=include, tool_choice={"type": "function", "name": "time"},
+            parallel_tool_calls=False,
+        ).output  # fmt: skip
+        assert call.type == "function_call" and forced.status == "incomplete"
 
     with_client(swarm, work)
 
@@ -191,6 +273,25 @@ def test_anthropics_client_forces_tools(swarm: WireSwarm) -> None:
             assert block.name == "weather"
             check(block.name, block.input)
             assert use(type="auto", disable_parallel_tool_use=True).content
+
+    with_client(swarm, work)
+
+
+def test_anthropics_client_gets_answers_of_a_schema(swarm: WireSwarm) -> None:
+    def work(openai: OpenAI) -> None:
+        with Anthropic(base_url=str(openai.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=30) as client:
+            given: Any = {"model": "tiny", "max_tokens": 200, "messages": [{"role": "user", "content": "And?"}]}
+            made = client.messages.parse(**given, output_format=Weather)
+            assert isinstance(made.parsed_output, Weather)
+            older = {"output_format": {"type": "json_schema", "schema": Weather.model_json_schema()}}
+            (block,) = client.messages.create(**given, extra_body=older).content
+            assert block.type == "text" and Weather.model_validate_json(block.text)
+            for body, message in (
+                ({**older, "output_config": {"format": older["output_format"]}}, "send one of the two"),
+                ({"output_config": {"effort": "low"}}, "output_config.effort is not supported"),
+            ):
+                with pytest.raises(AnthropicBadRequest, match=message):
+                    client.messages.create(**given, extra_body=body)
 
     with_client(swarm, work)
 

@@ -307,7 +307,6 @@ def test_a_tool_is_called_in_a_response(swarm: WireSwarm) -> None:
         ([], {"tool_choice": "required", "tools": []}, "tool_choice"),
         ([], {"tools": [{"type": "web_search"}]}, "tools.0"),
         ([], {"tool_choice": {"type": "function", "name": "rm"}}, "tool_choice"),
-        ([], {"include": ["message.output_text.logprobs"]}, "include"),
         ([{"type": "function_call_output", "call_id": "c9", "output": "42"}], {}, "input.1.call_id"),
         ([{"type": "function_call", "call_id": "c1", "name": "add", "arguments": "["}], {}, "input.1.arguments"),
     ],

@@ -1,0 +1,65 @@
+"""The forms in which families of models write calls.
+
+A chat template shows its family's marks. Sources: the templates themselves, and the parsers of vLLM
+(https://github.com/vllm-project/vllm/tree/main/vllm/entrypoints/openai/tool_parsers) and SGLang.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from swarm.thin.answer_form import CallForm, Layout
+
+_DEEPSEEK = CallForm(
+    begin="<｜tool▁calls▁begin｜>", end="<｜tool▁calls▁end｜>", is_section=True,
+    marks=("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"),
+    layout=Layout(open="<｜tool▁call▁begin｜>", between="<｜tool▁sep｜>", close="<｜tool▁call▁end｜>"),
+)  # fmt: skip
+_DEEPSEEK_FENCED = Layout(
+    open="<｜tool▁call▁begin｜>function<｜tool▁sep｜>", between="\n```json\n", close="\n```<｜tool▁call▁end｜>", separator="\n"
+)
+_TAGGED = ("<tool_call>", "</tool_call>")
+_GLM = (*_TAGGED, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
+
+FORMS: tuple[tuple[tuple[str, ...], CallForm | None], ...] = (
+    (("<function=", "<parameter="), CallForm(
+        begin="<tool_call>", end="</tool_call>", marks=_TAGGED,
+        layout=Layout(open="\n<function=", between=">\n", key="<parameter=", value=">\n", end="\n</parameter>\n", close="</function>\n"),
+    )),
+    (("<arg_key>", "</arg_key><arg_value>"), CallForm(
+        begin="<tool_call>", end="</tool_call>", marks=_GLM,
+        layout=Layout(open="", between="", key="<arg_key>", value="</arg_key><arg_value>", end="</arg_value>"),
+    )),
+    (("<arg_key>",), CallForm(
+        begin="<tool_call>", end="</tool_call>", marks=_GLM,
+        layout=Layout(open="", between="\n", key="<arg_key>", value="</arg_key>\n<arg_value>", end="</arg_value>\n"),
+    )),
+    (("<｜tool▁calls▁begin｜>", "```json"), replace(_DEEPSEEK, layout=_DEEPSEEK_FENCED)),
+    (("<｜tool▁calls▁begin｜>",), _DEEPSEEK),
+    (("<|tool_calls_section_begin|>",), CallForm(
+        begin="<|tool_calls_section_begin|>", end="<|tool_calls_section_end|>", is_section=True,
+        marks=(
+            "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_argument_begin|>",
+            "<|tool_call_end|>",
+        ),
+        layout=Layout(open="<|tool_call_begin|>functions.", between=":#<|tool_call_argument_begin|>", close="<|tool_call_end|>"),
+    )),
+    (("[TOOL_CALLS]", "[CALL_ID]"), CallForm(
+        begin="[TOOL_CALLS]", marks=("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+        layout=Layout(open="", between="[CALL_ID]@[ARGS]", separator="[TOOL_CALLS]"),
+    )),
+    (("[TOOL_CALLS]", "[ARGS]"), CallForm(
+        begin="[TOOL_CALLS]", marks=("[TOOL_CALLS]", "[ARGS]"), layout=Layout(open="", between="[ARGS]", separator="[TOOL_CALLS]"),
+    )),
+    (("<function=",), None),
+    (("<tool_call>",), CallForm(begin="<tool_call>", end="</tool_call>")),
+    (("[TOOL_CALLS]",), CallForm(begin="[", mark="[TOOL_CALLS]")),
+    (("<|python_tag|>",), CallForm(begin="{", key="parameters")),
+)  # fmt: skip
+"""What a template has, and what that says; the first counts. Qwen3-Coder; GLM-4.7, GLM-4.5; DeepSeek V3 and R1, V3.1; Kimi K2; Mistral from
+v11 on, from v13 on; none that is known; Qwen and Hermes; older Mistrals, whose mark is no text; Llama 3."""
+
+
+def form_of(template: str) -> CallForm | None:
+    """None: calls of this family are not known here, and stay text."""
+    return next((form for marks, form in FORMS if all(mark in template for mark in marks)), None)
