@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from node.watching.config_sizes import of_config
 from node.watching.what_if import Sizes
 from protocols.errors import CheckpointError
 from protocols.ids import ModelId
@@ -34,6 +36,14 @@ def of_directory(directory: Path) -> Sizes:
         if (number := block_of(name, prefix)) is not None:
             each[number] = each.get(number, 0) + size
     return Sizes(name=directory.name, num_blocks=max(each) + 1, block_bytes=max(each.values()))
+
+
+def of_checkpoint(directory: Path, name: str) -> Sizes:
+    """By the tensors that are here, or else by the config; the errors of `of_config`. Blocks for some seconds."""
+    try:
+        return replace(of_directory(directory), name=name)
+    except CheckpointError:
+        return of_config(directory, name)
 
 
 def of_size(num_parameters: float, num_blocks: int, bytes_each: float) -> Sizes:

@@ -26,6 +26,11 @@ ETAG_TIMEOUT_S = 10.0
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
+def is_hub_name(text: str) -> bool:
+    """`owner/name`, or a name alone, as the Hub allows it."""
+    return _HUB_NAME.fullmatch(text) is not None
+
+
 def resolve(
     model: str, cache_dir: Path | None = None, served: str = "", *, data_dir: Path | None = None, waits: Waits | None = None
 ) -> Path:
@@ -40,7 +45,7 @@ def resolve(
         return gguf.checkpoint_of(directory.resolve(), data_dir, waits)
     if directory.exists():
         raise ModelNotFoundError(f"{model!r} is a file; give the directory that holds config.json and the *.safetensors files")
-    if not _HUB_NAME.fullmatch(model):
+    if not is_hub_name(model):
         raise ModelNotFoundError(
             f"there is no directory {model!r}, and it is no Hub name either (owner/name); check the spelling{served}"
         )

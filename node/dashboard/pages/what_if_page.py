@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Awaitable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -24,6 +24,7 @@ MEASURED_TOKENS = 32
 """Tokens of the answer that measures a model's speed."""
 
 MAX_BLOCKS = 1_000
+MAX_NAME = 200
 
 
 def register() -> None:
@@ -48,6 +49,7 @@ class WhatIf:
         with ui.element("section").classes("mm-card").props('aria-label="Another model"'):
             heading("Another model on these machines")
             self._size_form()
+            self._name_form()
             if dashboard.may_read_directories():
                 self._directory_form()
             self._told = ui.label().classes("mm-problem").props('role="status"')
@@ -115,6 +117,13 @@ class WhatIf:
             self._bytes = ui.number("bytes each", value=2, min=0.1, max=8).props("outlined dense")
             button("Predict", self._predict_size)
 
+    def _name_form(self) -> None:
+        with ui.element("div").classes("mm-settings"):
+            self._name = (
+                ui.input("name in the swarm, or Hub name").props(f"outlined dense maxlength={MAX_NAME}").classes("mm-system")
+            )
+            button("Predict", self._predict_name)
+
     def _directory_form(self) -> None:
         with ui.element("div").classes("mm-settings"):
             self._directory = (
@@ -129,10 +138,20 @@ class WhatIf:
             return
         await self._predict(sizes.of_size(billions * 1e9, int(blocks), each))
 
+    async def _predict_name(self) -> None:
+        name = str(self._name.value or "").strip()[:MAX_NAME]
+        if name:
+            await self._predict_found(self._dashboard.estimates.named(name))
+
     async def _predict_directory(self) -> None:
         assert self._dashboard.may_read_directories()
+        directory = Path(str(self._directory.value or "."))
+        await self._predict_found(self._dashboard.estimates.count(lambda: sizes.of_checkpoint(directory, directory.name)))
+
+    async def _predict_found(self, finding: Awaitable[Sizes]) -> None:
+        self._say("looking")
         try:
-            found = await asyncio.to_thread(sizes.of_directory, Path(str(self._directory.value or ".")))
+            found = await finding
         except (SwarmError, OSError) as error:
             self._say(str(error))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from node.watching import sizes
 from node.watching.look import Look, seen
 from node.watching.peer_facts import facts, fixes, units
 from node.watching.what_if import Sizes, as_served, machines, predict
+from protocols.errors import ModelNotFoundError
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
+from swarm.checkpoints import hub_cache
+from swarm.models.config_sizes_main import answered
 from tests.families import make_checkpoint
 from tests.node.dashboard.made_swarm import MODEL, made_record
 from tests.node.watching.test_changes import look
@@ -81,6 +85,35 @@ def test_sizes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
         one,
     ) and f"model.layers.{found.num_blocks - 1}.mlp.up_proj.weight" in tensors
     assert sizes.of_size(7e9, 32, 2).block_bytes == 437_500_000
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_config_alone_says_the_same_as_the_checkpoint(family: str, tmp_path: Path) -> None:
+    path = make_checkpoint(family, tmp_path / family)
+    raw = json.loads((path / "config.json").read_text())
+    exact = sizes.of_directory(path)
+    assert answered(raw) == {"num_blocks": exact.num_blocks, "block_bytes": exact.block_bytes}
+    half = answered({**raw, "dtype": "bfloat16"})
+    assert half["block_bytes"] * 2 == exact.block_bytes
+
+
+def test_a_config_that_is_refused_says_why() -> None:
+    assert answered({"model_type": "no such"})["code"] == "model_not_supported"
+    assert "num_hidden_layers" in answered({"model_type": "llama", "num_hidden_layers": 1 << 30})["error"]
+
+
+def test_a_hub_name_is_found_in_the_cache_of_this_machine_alone(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("a" * 40)
+    with pytest.raises(ModelNotFoundError, match="hf download owner/name"):
+        hub_cache.cached("owner/name", tmp_path)
+    (snapshot / "config.json").write_text("{}")
+    assert hub_cache.cached("owner/name", tmp_path) == snapshot
+    for odd in ("../../etc", "/etc/passwd", "owner/name/more", "", "a\0b", "owner/../name"):
+        with pytest.raises(ModelNotFoundError, match="no Hub name"):
+            hub_cache.cached(odd, tmp_path)
 
 
 def test_a_peer_that_cannot_be_reached_is_told_what_to_do() -> None:

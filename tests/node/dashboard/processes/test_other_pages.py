@@ -53,8 +53,15 @@ def test_a_peer_has_a_page_and_a_model_of_any_size_is_placed(browser: Browser, t
         assert (
             "tokens/s for one stream" in browser.text("section[aria-label='Result']") and "no node hosts them" in browser.text()
         )
+        name, directory = browser.driver.find_elements("css selector", ".mm-system input")
         checkpoint = make_checkpoint("llama", tmp_path / "small")
-        browser.driver.find_element("css selector", ".mm-system input").send_keys(str(checkpoint))
-        click(browser, "Predict", 2)
+        directory.send_keys(str(checkpoint))
+        click(browser, "Predict", 3)
         browser.until_text("small: ", "section[aria-label='Result']")
+        name.send_keys("tiny")
+        click(browser, "Predict", 2)
+        browser.until_text("tiny: 32 blocks of 100.0 MB", "section[aria-label='Result']")
+        name.send_keys("/nowhere")
+        click(browser, "Predict", 2)
+        browser.until_text("has no config.json in the Hugging Face cache of this machine", ".mm-problem")
         assert browser.faults() == []
