@@ -12,7 +12,6 @@ from node.watching.what_if import Machine, Prediction, Sizes, machines, predict
 from protocols.errors import NoRouteError, OverloadedError, SwarmError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
-from swarm.checkpoints import hub_cache
 
 SizesOf = Callable[[ModelId, Sequence[PeerRecord]], Awaitable[Sizes]]
 
@@ -58,7 +57,7 @@ class Estimates:
             announcing = [record for record in look.records.values() if record.hosted_of(rows.digest)]
             return await self._sizes_of(ModelId(rows.name, rows.digest), announcing)
         if name not in self._named:
-            self._named[name] = await self.count(lambda: sizes.of_checkpoint(hub_cache.cached(name), name))
+            self._named[name] = await self.count(lambda: sizes.of_hub_name(name))
             while len(self._named) > MAX_NAMES:
                 del self._named[next(iter(self._named))]
         return self._named[name]

@@ -1,4 +1,4 @@
-"""How large a model's blocks are by its config alone, without its weights."""
+"""Counts how large a model's blocks are by its config alone."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from node.watching.what_if import Sizes
 from protocols.errors import CheckpointError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
+from swarm.checkpoints import hub_cache
 from swarm.checkpoints.layout import Layout
 from swarm.checkpoints.numbered import block_of, block_prefix
 from swarm.checkpoints.stored import read_tensors
@@ -44,6 +45,11 @@ def of_checkpoint(directory: Path, name: str) -> Sizes:
         return replace(of_directory(directory), name=name)
     except CheckpointError:
         return of_config(directory, name)
+
+
+def of_hub_name(name: str) -> Sizes:
+    """Of what is on this machine of it, as `of_checkpoint`; ModelNotFoundError if its config is not. Nothing is fetched."""
+    return of_checkpoint(hub_cache.cached(name), name)
 
 
 def of_size(num_parameters: float, num_blocks: int, bytes_each: float) -> Sizes:

@@ -148,10 +148,10 @@ class WhatIf:
         directory = Path(str(self._directory.value or "."))
         await self._predict_found(self._dashboard.estimates.count(lambda: sizes.of_checkpoint(directory, directory.name)))
 
-    async def _predict_found(self, finding: Awaitable[Sizes]) -> None:
+    async def _predict_found(self, counting: Awaitable[Sizes]) -> None:
         self._say("looking")
         try:
-            found = await finding
+            found = await counting
         except (SwarmError, OSError) as error:
             self._say(str(error))
             return

@@ -1,4 +1,4 @@
-"""A Hub name whose config is at hand is placed without its weights."""
+"""A Hub name whose config is at hand is placed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from node.dashboard import estimates
 from node.dashboard.estimates import Estimates
 from node.watching import sizes
 from node.watching.watcher import Watcher
 from protocols.errors import ModelNotSupportedError, OverloadedError
+from swarm.checkpoints import hub_cache
 from tests.families import make_checkpoint
 from tests.node.dashboard.made_swarm import MadeSource, many
 
@@ -28,7 +28,7 @@ async def test_a_config_is_counted_by_one_process_at_a_time_and_once(tmp_path: P
         asked.append(name)
         return alone
 
-    monkeypatch.setattr(estimates.hub_cache, "cached", cached)
+    monkeypatch.setattr(hub_cache, "cached", cached)
     made = Estimates(Watcher(MadeSource(many(4, 32)).met))
     for _ in range(2):
         found = await made.named("owner/small")
