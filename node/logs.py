@@ -133,8 +133,9 @@ def set_up(level: str, form: Format = "text") -> None:
     handler.addFilter(_WithIds())
     is_json = form == "json" or (form == "auto" and not sys.stderr.isatty())
     handler.setFormatter(_Json() if is_json else _Text())
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_OneLine("%(message)s"))  # of libraries that bring no handler, as asyncio
+    if logging.lastResort is not None:  # of libraries that bring no handler, as asyncio
+        logging.lastResort.setFormatter(_Json() if is_json else _OneLine("%(message)s"))
+        logging.lastResort.filters = [_WithIds()]
     for name in OURS:
         logger = logging.getLogger(name)
         logger.handlers = [handler]

@@ -5,7 +5,6 @@ Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/e
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from node.gateway import numbering
 from node.gateway.admission import admitted
 from node.gateway.answer import Called, End, Event, Usage
 from node.gateway.answering import Answering
@@ -140,7 +140,7 @@ class MessageWriter(Writer):
     stream_type = EVENT_STREAM
 
     def __init__(self, answering: Answering) -> None:
-        self._number, self._num_prompt = secrets.token_hex(12), answering.usage.num_prompt
+        self._number, self._num_prompt = numbering.number(), answering.usage.num_prompt
         model = answering.request.model
         self._message = {"id": f"msg_{self._number}", "type": "message", "role": "assistant", "model": model}
         self._end: End | None = None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node import metrics
+from node.gateway import numbering
 from node.gateway.accounts import Account, Accounts
 from node.gateway.error_forms import refused
 from node.gateway.meter import Meter
@@ -13,8 +17,13 @@ from node.gateway.page import PAGE, is_page
 from node.gateway.refusal import RefusedError
 from node.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
 OPEN_PATHS = ("/health", "/")
 """Answered without a key: for what looks after the gateway's process, and the way to the page."""
+
+QUIET = (PAGE, "/health", "/metrics")
+"""Asked for again and again: logged at level DEBUG only."""
 
 NO_ENDPOINT = "other"
 """The label of paths that are no endpoint: clients may ask for any."""
@@ -54,7 +63,7 @@ class Callers:
 
 
 class Counting:
-    """ASGI middleware around all others: each request by endpoint and status."""
+    """ASGI middleware around all others: each request by endpoint and status, with a number that its response and log lines have."""
 
     def __init__(self, app: ASGIApp, counts: Metrics) -> None:
         self._app, self._counts = app, counts
@@ -63,18 +72,30 @@ class Counting:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
+        status, number, now_s = 500, numbering.begin(), asyncio.get_running_loop().time
+        began_s = now_s()
 
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, message = message["status"], _numbered(message, number)
             await send(message)
 
         try:
             await self._app(scope, receive, sending)
         finally:
-            self._counts.count(metrics.REQUESTS, path=endpoint_of(scope), status=str(status))
+            path = endpoint_of(scope)
+            self._counts.count(metrics.REQUESTS, path=path, status=str(status))
+            level = logging.DEBUG if path in QUIET else logging.INFO
+            log.log(level, "%s %s: %d in %.2f s", scope["method"], path, status, now_s() - began_s)
+
+
+def _numbered(message: Message, number: str) -> Message:
+    """With the number, if the endpoint has not said it in a form of its own."""
+    headers = list(message.get("headers", ()))
+    if not any(name.lower() in numbering.HEADERS for name, _ in headers):
+        headers.append((numbering.HEADERS[0], f"req_{number}".encode()))
+    return {**message, "headers": headers}
 
 
 def endpoint_of(scope: Scope) -> str:

@@ -17,7 +17,6 @@ from node.gateway.meter import Meter
 from node.gateway.refusal import of_error
 from node.gateway.request import Request
 from node.gateway.writer import Made, Writer
-from swarm import log_ids
 
 
 async def respond(
@@ -34,7 +33,6 @@ async def respond(
         answering = await while_listening(http, _answering(gateway, request, meter))
         answering.trace = trace
         writer = writer_of(answering)
-        log_ids.request_is(next((value for name, value in writer.headers.items() if name in ("x-request-id", "request-id")), ""))
         if not is_stream:
             body = await while_listening(http, _whole(answering, writer))
             return Response(body, 200, {**writer.headers, **_times(answering)}, "application/json")

@@ -5,7 +5,6 @@ Source: https://github.com/ollama/ollama/blob/main/docs/api.md
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from pydantic import AfterValidator, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from node.gateway import numbering
 from node.gateway.answer import Called, End, Event, TokenText, Usage
 from node.gateway.answering import Answering
 from node.gateway.error_forms import ollama
@@ -136,7 +136,7 @@ class LinesWriter(Writer):
     def __init__(self, answering: Answering, wrapped: Wrapped, clock: Clock) -> None:
         """wrapped: where an endpoint puts text."""
         self._request, self._wrapped, self._clock = answering.request, wrapped, clock
-        self._number, self._reason = secrets.token_hex(12), ""
+        self._number, self._reason = numbering.number(), ""
 
     @property
     def headers(self) -> Mapping[str, str]:

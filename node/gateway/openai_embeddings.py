@@ -5,7 +5,6 @@ Source: https://platform.openai.com/docs/api-reference/embeddings
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated, Literal
 
 from fastapi import FastAPI
@@ -13,6 +12,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from node.gateway import numbering
 from node.gateway.admission import admitted
 from node.gateway.embedding import MAX_TEXTS, EmbeddingRequest, Embeddings, embeddings, numbers
 from node.gateway.form import ModelName, Strict, Text, dumped
@@ -61,7 +61,7 @@ def route(app: FastAPI, gateway: Gateway) -> None:
     async def openai_embeddings(body: EmbeddingsBody, http: HttpRequest) -> Response:
         async with admitted(gateway.places, http) as meter:
             content = await while_listening(http, work(body, meter))
-        return Response(content, 200, {"x-request-id": f"embd-{secrets.token_hex(12)}"}, "application/json")
+        return Response(content, 200, {"x-request-id": f"embd-{numbering.number()}"}, "application/json")
 
     async def work(body: EmbeddingsBody, meter: Meter) -> bytes:
         made = await embeddings(await gateway.models.get(body.model), body.request(), meter)

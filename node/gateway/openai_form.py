@@ -6,13 +6,13 @@ Source: https://platform.openai.com/docs/api-reference
 from __future__ import annotations
 
 import math
-import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from node.gateway import numbering
 from node.gateway.answer import Called, End, Event, Piece, Usage
 from node.gateway.answering import Answering
 from node.gateway.error_forms import openai
@@ -111,7 +111,7 @@ class OpenAiWriter(ABC):
 
     def __init__(self, answering: Answering, created_s: float, includes_usage: bool) -> None:
         self.request, self._includes_usage = answering.request, includes_usage
-        self._id = self.prefix + secrets.token_hex(12)
+        self._id = self.prefix + numbering.number()
         self._head = {
             "created": int(created_s), "model": self.request.model, "system_fingerprint": fingerprint(answering.served)
         }  # fmt: skip

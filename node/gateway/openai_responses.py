@@ -5,7 +5,6 @@ Source: https://platform.openai.com/docs/api-reference/responses
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from typing import Annotated, Any, Literal
@@ -15,7 +14,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from node.gateway import form
+from node.gateway import form, numbering
 from node.gateway.answer import Called, End, Event, TokenText, Usage
 from node.gateway.answering import Answering
 from node.gateway.calling import Calling
@@ -152,7 +151,7 @@ class ResponseWriter(Writer):
     stream_type = form.EVENT_STREAM
 
     def __init__(self, answering: Answering, body: ResponsesBody, created_s: float) -> None:
-        number, self._numbers = secrets.token_hex(12), count()
+        number, self._numbers = numbering.number(), count()
         self._number, self._made = number, Made(0)
         self._output: list[dict[str, Any]] = []
         """Items that are complete."""

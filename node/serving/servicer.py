@@ -7,12 +7,13 @@ client's stream at the last hop (step T5 of a token's path).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
 from protocols import inference, services
 from protocols.errors import BadRequestError, PeerUnreachableError
-from protocols.ids import short
+from protocols.ids import short, short_peer
 from protocols.inference import Attach, Close, History, Message, Open, Reroute, Step
 from swarm import log_ids
 from swarm.inference.hop import Hop
@@ -20,6 +21,8 @@ from swarm.inference.hops import Hops
 from swarm.rpc.call import Call, Handlers
 from swarm.rpc.stream import Stream
 from swarm.streams.message_stream import MessageStream
+
+log = logging.getLogger(__name__)
 
 FIRST_MESSAGE_S = 10.0
 """Seconds until a stream's first message, at most: its caller has that message ready when it dials."""
@@ -55,6 +58,7 @@ class SessionServicer:
     async def _carry(self, stream: Stream, call: Call, opening: Open | Attach) -> None:
         hops = self._hops_for(opening)
         hop = hops.enter(opening, call.peer)
+        log.info("%s by %s, blocks %s", type(opening).__name__.lower(), short_peer(call.peer), hop.place.span)
 
         async def take(wire: MessageStream, message: Message) -> None:
             _check(hops, hop, call, opening, message)

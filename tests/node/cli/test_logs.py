@@ -107,3 +107,12 @@ def test_the_format_may_stand_anywhere_and_come_from_the_environment(
     with pytest.raises(SystemExit) as ended:
         main([*whoami, "--log-format", "xml"])
     assert ended.value.code == 2 and "--log-format is one of auto, text, json, got 'xml'" in capsys.readouterr().err
+
+
+def test_what_libraries_log_is_an_object_for_a_program_too(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.set_up("INFO", "json")
+    assert logging.lastResort is not None
+    logging.lastResort.handle(
+        logging.makeLogRecord({"name": "asyncio", "levelno": 40, "msg": "Task exception was never retrieved"})
+    )
+    assert json.loads(capsys.readouterr().err)["message"] == "Task exception was never retrieved"
