@@ -1,4 +1,4 @@
-"""A request can be followed through the logs of its gateway and of its nodes."""
+"""A request can be followed through the logs of gateway and nodes."""
 
 from __future__ import annotations
 
