@@ -1,4 +1,4 @@
-"""A request's number: in its ids, in a header of its response, in log lines."""
+"""A request's number: in ids, headers and log lines."""
 
 from __future__ import annotations
 
