@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.table import Table
 from run_files import write_prose_run
+from thin_answer import ask_thinly, report_thin
 from volunteers import Node, VolunteerError, console, start_node, start_process
 
 PROMPT = "A class definition is"
@@ -124,8 +125,6 @@ def _report(training: Run) -> None:
 
 def _answer(training: Run) -> bool:
     """A client without weights asks the nodes; transformers alone continues the same text with the run's checkpoint."""
-    from demo import ask_thinly, report_thin
-
     thin = ask_thinly(
         training.folder / "runs" / "prose" / f"checkpoint-{STEPS}", PROMPT, training.nodes, training.folder, name="prose"
     )

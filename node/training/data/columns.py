@@ -5,37 +5,18 @@ pyarrow is optional (the extra `data`), and imported when the first such file is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from node.training.data.documents import Record
 from node.training.data.faults import bad
-from node.training.data.sources import SAVED, DataFile
+from node.training.data.record import Record
+from node.training.data.sources import DataFile
 from protocols.errors import ConfigError
 
 HOW_TO_INSTALL = "in the checkout, run scripts/setup, or pip install '.[data]'; or give the text as JSONL"
 BATCH = 1_024
 """Records of a Parquet file that are in memory at once."""
-
-
-def files_of_dataset(folder: Path) -> list[Path]:
-    """The Arrow files of a directory that `Dataset.save_to_disk` wrote, in order. DataError if the list of them is damaged."""
-    state = folder / SAVED[0]
-    try:
-        found = json.loads(state.read_text())
-        names = [str(one["filename"]) for one in found["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise bad(
-            state, f"lists no files ({type(error).__name__})", "what save_to_disk writes", "save the dataset again"
-        ) from None
-    if found.get("_indices_files"):
-        raise bad(folder, "has an index of records", "plain records", "save it again, after flatten_indices()")
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise bad(folder, f"has no file {name[:100]!r}", "all files that state.json lists", "save the dataset again")
-    return [folder / name for name in names]
 
 
 def records(file: DataFile, name: str) -> Iterator[Record]:

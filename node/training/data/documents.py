@@ -9,12 +9,13 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from node.training.data import columns
 from node.training.data.faults import bad
+from node.training.data.record import Record
 from node.training.data.sources import DataFile, Source
 from protocols.errors import DataError
 
@@ -77,18 +78,7 @@ def read(file: DataFile, source: Source) -> Iterator[Item]:
     elif file.format in ("csv", "tsv"):
         yield from _records(_table_lines(file.path, "," if file.format == "csv" else "\t", source), source)
     else:
-        from node.training.data.columns import records
-
-        yield from _records(records(file, source.messages or source.field), source)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
-    """A line of JSON, or a record of a table: its fields by name."""
-
-    where: str
-    fields: Mapping[str, Any]
-    done_bytes: int
+        yield from _records(columns.records(file, source.messages or source.field), source)
 
 
 def _text(path: Path) -> Iterator[Part]:

@@ -19,15 +19,13 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
+from node.training.data.saved_dataset import STATE, files_of_dataset
 from protocols.errors import ConfigError, shown
 
 FORMATS: Mapping[str, str] = {
     **{".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"},
 }
 """Suffix -> format; any other suffix is `text`."""
-
-SAVED = ("state.json", "dataset_info.json")
-"""Files of a saved dataset's directory."""
 
 _MAGIC = frozenset("*?[")
 
@@ -123,12 +121,10 @@ def _files_at(path: Path, is_alone: bool, name: str) -> list[DataFile]:
     """A file, or those of a saved dataset; other directories that a pattern matches are passed over."""
     if not path.is_dir():
         return [DataFile(path=path, format=FORMATS.get(path.suffix.lower(), "text"))]
-    if (path / SAVED[0]).exists():
-        from node.training.data.columns import files_of_dataset
-
+    if (path / STATE).exists():
         return [DataFile(path=file, format="arrow") for file in files_of_dataset(path)]
     if (path / "dataset_dict.json").exists():
-        splits = sorted(split.name for split in path.iterdir() if (split / SAVED[0]).exists())
+        splits = sorted(split.name for split in path.iterdir() if (split / STATE).exists())
         raise ConfigError(f"{name}: {path} holds several datasets; name one: {', '.join(str(path / split) for split in splits)}")
     if is_alone:
         raise ConfigError(f"{name}: {path} is a directory that no dataset was saved in; name its files: {path / '*'}")
