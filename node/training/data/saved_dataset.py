@@ -1,4 +1,4 @@
-"""A directory that `Dataset.save_to_disk` of `datasets` wrote: which Arrow files are in it."""
+"""A directory of `Dataset.save_to_disk`: which Arrow files are in it."""
 
 from __future__ import annotations
 
