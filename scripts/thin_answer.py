@@ -1,4 +1,4 @@
-"""What a client that holds nothing is told, beside transformers on one machine."""
+"""What a thin client is told, beside transformers on one machine."""
 
 from __future__ import annotations
 
