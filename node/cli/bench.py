@@ -66,11 +66,13 @@ async def _bench(
     config: NodeConfig, find: FindConfig, route_timeout_s: float, data_dir: Path, on_fetch: OnFetch, on_wait: OnWait
 ) -> tuple[Benched, RouteSpeed | None, str]:
     """What was measured; of the route, why it was not."""
-    on_wait(waiting.JOINING)
+    on_wait(waiting.loading("torch"))
     from node.benching import benching, route_speed
     from swarm.peer.config import PeerConfig
     from swarm.peer.peer import Peer
     from swarm.thin.model import open_model
+
+    on_wait(waiting.JOINING)
 
     def told(event: Event) -> None:
         if event.kind == "warning":

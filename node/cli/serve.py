@@ -14,6 +14,7 @@ from node.cli.asking import check_range, find_config
 from node.cli.command_options import Serving
 from node.cli.console import Lines, remark
 from node.cli.following import following
+from node.logs import Repetitions
 from protocols.errors import ConfigError
 from swarm import descriptors
 
@@ -34,7 +35,8 @@ def run(models: Sequence[str], flags: Serving) -> None:
 
     origins = checked_origins(flags.allow_origin, bool(num_keys))
     into, lines = flags.enter(), Lines()
-    find = find_config(into.swarm, flags.lan, flags.data_dir, into.entry.key)
+    find, told = find_config(into.swarm, flags.lan, flags.data_dir, into.entry.key), Repetitions()
+    find = replace(find, on_unnamed=lambda text: remark(text) if told.is_new(text) else None)  # it is tried again and again
     find.check(into.peers)
     config = GatewayConfig(
         models=tuple(models), peers=into.peers, swarm=into.swarm, find=find, entry=into.entry, data_dir=flags.data_dir,
