@@ -98,6 +98,7 @@ def status_command(
             autocompletion=completion.names,
         ),
     ] = None,
+    machines: options.Machines = False,
     as_json: options.AsJson = False,
     *,
     asked: MeetingOptions,
@@ -105,7 +106,7 @@ def status_command(
     """Show who hosts what: peers, spans, gaps, load and speeds."""
     from node.cli import status
 
-    status.run(model, asked.enter(), is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
+    status.run(model, asked.enter(), with_machines=machines, is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
 
 @with_flags("asked", MeetingOptions)

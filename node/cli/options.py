@@ -102,6 +102,9 @@ Listen = Annotated[
 Announce = Annotated[
     str | None, typer.Option("--announce", metavar="HOST:PORT", help="What others dial, if a port is forwarded to us.")
 ]
+Machines = Annotated[
+    bool, typer.Option("--machines", help="Also ask each node what its machine is, and what it has served and trained.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead, for programs.")]
 MetricsAt = Annotated[
     str | None,

@@ -18,8 +18,11 @@ from node.cli import as_json, status_view
 from node.cli.asking import find_config
 from node.cli.console import remark
 from node.cli.waiting import shown
+from node.watching import abouts
 from node.watching.model_rows import ModelRows, summarize
 from node.watching.run_rows import RunRow, run_rows
+from protocols.about import About
+from protocols.errors import SwarmError
 from protocols.ids import ModelId, PeerId
 from protocols.records import PeerRecord
 from swarm import places, waiting
@@ -51,8 +54,13 @@ ASK_S = 10.0
 """Seconds for all hellos together."""
 
 
-def run(model: str | None, into: Entered, *, is_json: bool, data_dir: Path | None, lan: bool = True) -> None:
-    """Print what the swarm says now. PeerUnreachableError if none of the peers answers in time."""
+def run(
+    model: str | None, into: Entered, *, with_machines: bool = False, is_json: bool, data_dir: Path | None, lan: bool = True
+) -> None:
+    """Print what the swarm says now. PeerUnreachableError if none of the peers answers in time.
+
+    with_machines: each node is asked for its machine and its work, too.
+    """
     swarm, peers = into.swarm, into.peers
     find = find_config(swarm, lan, data_dir, into.entry.key)
     find.check(peers)
@@ -61,7 +69,7 @@ def run(model: str | None, into: Entered, *, is_json: bool, data_dir: Path | Non
     hosting = NodeCommand(swarm=swarm, peer=next(iter(peers), ""), data_dir=data_dir, directory=directory)
     memory = NameMemory(remembered.file_of(data_dir or places.data_dir(), keyring.known_as(swarm, into.entry.key)))
     with shown() as on_wait:
-        models, names = asyncio.run(_ask(name, into, find, memory, on_wait))
+        models, names = asyncio.run(_ask(name, into, find, memory, on_wait, with_machines=with_machines))
     if is_json:
         as_json.show({"swarm": swarm, "models": [asdict(rows) for rows in models]})
     elif models:
@@ -81,6 +89,8 @@ async def _ask(
     memory: NameMemory,
     on_wait: OnWait,
     max_models: int = MAX_MODELS,
+    *,
+    with_machines: bool = False,
 ) -> tuple[list[ModelRows], Collection[str]]:
     """Table rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)
@@ -99,7 +109,26 @@ async def _ask(
             for one, snapshot in zip(names, snapshots, strict=True)
             for rows in summarize(snapshot.peers, one, silent, memory.digest_of(one))
         ]
+        if with_machines:
+            models = await _with_machines(peer, models, [record for record in records.values() if record.peer not in silent])
         return models, names if models else await peer.directory.models()
+
+
+async def _with_machines(peer: Peer, models: Sequence[ModelRows], records: Sequence[PeerRecord]) -> list[ModelRows]:
+    """The same with what each of these peers says of itself, if it does in time."""
+
+    async def ask(record: PeerRecord) -> About | None:
+        try:
+            return await abouts.ask(peer.pool, record)
+        except SwarmError:
+            return None
+
+    said: dict[str, About | None] = {}
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(ASK_S), aclosing(answers(records, ask)) as replies:
+            async for record, about in replies:
+                said[record.peer] = about
+    return [replace(rows, peers=tuple(replace(row, about=said.get(row.peer)) for row in rows.peers)) for rows in models]
 
 
 async def _run(peer: Peer, rows: ModelRows, records: Sequence[PeerRecord]) -> tuple[RunRow, ...]:

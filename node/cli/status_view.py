@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from node.watching import run_rows
+from node.watching import abouts, run_rows
 from node.watching.model_rows import ModelRows, PeerRow
 from node.watching.verdict import verdict
 from protocols.ids import PeerId, short_peer
@@ -36,6 +36,8 @@ def show(models: Sequence[ModelRows], hosting: NodeCommand) -> None:
                 console.print(one_line(line), markup=False)
         else:
             console.print(table(rows))
+        for line in machines(rows):
+            console.print(one_line(line), markup=False, soft_wrap=True)
         for line in run_rows.lines(rows.run) if rows.run else ():
             console.print(line, markup=False, soft_wrap=True)
         for line in verdict(rows, hosting):
@@ -53,6 +55,16 @@ def lines(rows: ModelRows) -> Iterator[str]:
             yield f"  {address}"
         if reached := _reached(row):
             yield f"  {reached}"
+
+
+def machines(rows: ModelRows) -> Iterator[str]:
+    """Of each node that was asked and has said it: its machine, and what it has done since its start."""
+    asked = {row.peer: row for row in rows.peers if row.about is not None}
+    for row in asked.values():
+        assert row.about is not None
+        yield f"{_label(row)}, as it says:"
+        for name, text in (*abouts.machine(row.about), *abouts.work(row.about)):
+            yield f"  {name}: {text}"
 
 
 def table(rows: ModelRows) -> Any:

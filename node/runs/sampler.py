@@ -25,6 +25,7 @@ from swarm.thin.generation import Limits, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
 from swarm.thin.sandbox import Sandbox
 from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.text import HALF_A_LETTER
 from swarm.weights import served
 
 SAMPLE_TOKENS = 40
@@ -57,7 +58,7 @@ class ServedSamples:
         finally:
             await session.close()
             router.close()
-        return await asyncio.to_thread(self._tokenizer.decode, found)
+        return whole_letters(await asyncio.to_thread(self._tokenizer.decode, found), is_cut=len(found) >= SAMPLE_TOKENS)
 
     async def _route(self) -> tuple[SessionConfig, Router]:
         """To the newest version that is served, in the precision in which most blocks are."""
@@ -76,3 +77,8 @@ class ServedSamples:
 
     def close(self) -> None:
         self._sandbox.close()
+
+
+def whole_letters(text: str, *, is_cut: bool) -> str:
+    """Without half a letter at its end, if it was cut off there. What is no letter in its middle is what the model says. Pure."""
+    return text.removesuffix(HALF_A_LETTER) if is_cut else text

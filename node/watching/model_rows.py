@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from node.watching.run_rows import RunRow
+from protocols.about import About
 from protocols.hosted import Hosted
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
@@ -44,6 +45,8 @@ class PeerRow:
     addresses: tuple[str, ...]
     p2p_addresses: tuple[str, ...]
     software: str
+    about: About | None = None
+    """What it says of its machine and its work, if it was asked for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

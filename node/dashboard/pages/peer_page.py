@@ -53,7 +53,7 @@ class Peer:
         with ui.element("section").classes("mm-card").props('aria-label="Machine and work"'):
             heading("Machine and work, as it says")
             self._about_told = ui.label("asking it").classes("mm-quiet").props('role="status"')
-            self._machine, self._work = Redrawn(), Redrawn()
+            self._said = Redrawn()
         with ui.element("section").classes("mm-card").props('aria-label="Hosted units"'):
             self._units = Redrawn()
         with ui.element("section").classes("mm-card").props('aria-label="Round trips"'):
@@ -113,8 +113,7 @@ class Peer:
     def _draw_about(self) -> None:
         if self._about is None:
             return
-        for place, said in ((self._machine, abouts.machine(self._about)), (self._work, abouts.work(self._about))):
-            lines = list(said)
-            if place.is_new(lines):
-                with place.box:
-                    fact_list(lines)
+        lines = [*abouts.machine(self._about), *abouts.work(self._about)]
+        if self._said.is_new(lines):
+            with self._said.box:
+                fact_list(lines)

@@ -137,7 +137,7 @@ def _facts(view: RunView | None, history: History | None) -> None:
 def _cells(one: Participant) -> tuple[str, ...]:
     row, is_stage = one.row, bool(one.row.state)
     return (
-        label(row.name, row.peer), one_line(", ".join(row.roles)), one_line(row.state) or "–",
+        label(row.name, row.peer).replace(" ", "\u00a0"), one_line(", ".join(row.roles)), one_line(row.state) or "–",
         "–" if row.version is None else str(row.version), str(row.queue) if is_stage else "–",
         f"{one.num_held} of {one.num_micro_batches}" if one.num_micro_batches else "–",
         counted(one.given.num_micro_batches, "micro-batch", is_grouped=True) if one.given else "–",
@@ -175,11 +175,11 @@ class Chart:
 
 
 def _options() -> dict[str, Any]:
-    grey = {"color": "#808690"}
+    grey, lines = {"color": "#808690"}, {"lineStyle": {"color": "#80869040"}}
     return {
         "animation": False, "grid": {"left": 52, "right": 14, "top": 30, "bottom": 26}, "legend": {"textStyle": grey, "top": 0},
-        "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "axisLabel": grey},
-        "yAxis": {"type": "value", "scale": True, "axisLabel": grey, "splitLine": {"lineStyle": {"color": "#80869040"}}},
+        "xAxis": {"type": "value", "min": "dataMin", "max": "dataMax", "axisLabel": grey, "splitLine": lines},
+        "yAxis": {"type": "value", "scale": True, "axisLabel": grey, "splitLine": lines},
         "tooltip": {"trigger": "axis", "renderMode": "richText"}, "color": ["#2f7de1", "#e8833a"], "series": [],
     }  # fmt: skip
 
@@ -194,8 +194,9 @@ def _written(history: History) -> None:
         table("Evaluations", ("version", "loss", "perplexity", "bits per byte"), rows, num_texts=0)
         samples = evaluations[0].get("samples")
         if isinstance(samples, dict) and samples:
-            table(f"Samples of version {evaluations[0].get('evaluation')}", ("prompt", "what the model says"), [
-                (one_line(str(prompt))[:MAX_SAMPLE], one_line(str(text))[:MAX_SAMPLE]) for prompt, text in samples.items()
+            at = f"Samples at version {evaluations[0].get('evaluation')}, of what was served then"
+            table(at, ("prompt", "what the model says"), [
+                (one_line(str(prompt))[:MAX_SAMPLE], _said(one_line(str(text))[:MAX_SAMPLE])) for prompt, text in samples.items()
             ], num_texts=2)  # fmt: skip
     if history.events:
         rows = [
@@ -207,6 +208,10 @@ def _written(history: History) -> None:
             rows,
             num_texts=3,
         )
+
+
+def _said(text: str) -> str:
+    return text if text.strip() else "only white space" if text else "nothing"
 
 
 _EVALUATED = ("evaluation", "loss", "perplexity", "bits_per_byte")

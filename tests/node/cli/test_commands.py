@@ -263,6 +263,9 @@ def test_status_shows_spans_and_gaps(model: Path, peer: str) -> None:
     seen = json.loads(said)
     assert code == 0 and seen["problem"] is None and len(seen["round_trips_ms"]) == 2 and seen["silent"] == []
     assert [one["name"] for one in seen["models"][0]["peers"]] == ["first", "second"]
+    about = json.loads(run("status", str(model), "--machines", "--json", "--peer", peer)[1])["models"][0]["peers"][0]["about"]
+    assert about["machine"]["device"] == "cpu" and about["machine"]["cores"] > 0 and about["uptime_s"] > 0
+    assert "  served: " in run("status", str(model), "--machines", "--peer", peer)[1]
     code, said, _ = run("status", "--peer", peer)  # all models
     assert code == 0 and "tiny@" in said and "complete: every block has 1 node" in said
 

@@ -113,7 +113,7 @@ FLAGS = {
     "keys": [],
     "operator": [],
     "top": ["[MODEL]...", "--once", "--json", *MEETING],
-    "status": ["[MODEL]", "--json", *MEETING],
+    "status": ["[MODEL]", "--machines", "--json", *MEETING],
     "invite": ["--private", "--swarm", "--peer", "--days", "--new-key", "--json", "--data-dir"],
     "whoami": ["--identity", "--json", "--data-dir"],
 }

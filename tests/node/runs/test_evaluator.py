@@ -10,6 +10,7 @@ import pytest
 from node.runs.batch_source import drawn
 from node.runs.evaluator import Evaluator
 from node.runs.journal import Journal
+from node.runs.sampler import whole_letters
 from node.training.data.micro_batch import MicroBatch
 from node.training.metrics import FILE, MetricsFile
 from node.training.spec.run_file import EvaluationSection
@@ -46,3 +47,9 @@ async def test_a_full_disk_is_told_though_the_line_was_written_beside_the_run(tm
         await evaluator.after(Step(version=1, chains={}, finished=finished))
         with pytest.raises(DiskFullError):
             await evaluator.finish()
+
+
+def test_a_sample_that_is_cut_off_has_no_half_letter_at_its_end() -> None:
+    text = b"caf\xc3\xa9 \xe2\x82".decode(errors="replace")
+    assert whole_letters(text, is_cut=True) == "café " and whole_letters(text, is_cut=False) == text
+    assert whole_letters("café", is_cut=True) == "café"

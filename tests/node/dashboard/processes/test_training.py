@@ -54,7 +54,7 @@ def test_a_run_is_followed_from_its_curves_to_its_samples(browser: Browser, pool
     browser.until(lambda: "training " in browser.text(".mm-charts"), 30)
     assert browser.run("return document.querySelectorAll('.mm-chart canvas').length") == 2
     browser.until(lambda: "micro-batch" in browser.text("section[aria-label='Run'] .mm-table"), 20, "what each has given")
-    browser.until_text("Samples of version", "section[aria-label='Run']", 40)
+    browser.until_text("Samples at version", "section[aria-label='Run']", 40)
     assert "The assert" in browser.text("section[aria-label='Run']")
     browser.until(lambda: version_of(browser) > first, 30, "a later version")
     assert "1, 1, 1" in browser.text(".mm-facts"), "who watches is no trainer"
