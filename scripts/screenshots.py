@@ -9,6 +9,7 @@ Run: .venv/bin/python scripts/screenshots.py [DIRECTORY]      (4 minutes; the de
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,9 @@ QUESTION = "The assignment statement"
 MODEL_SECONDS = 40
 WIDE, NARROW = (1280, 800), (390, 844)
 MAX_HEIGHT = 1_600
+SAMPLED = 200
+"""The least version whose sample is in the picture: an earlier one says nothing but spaces."""
+
 GAP = 12
 """Between two narrow pictures of one sheet, in pixels."""
 
@@ -36,7 +40,7 @@ SHOWN = {
     "map": (("every block", ".mm-verdict"),),
     "chat": (("tokens answered", ".mm-log"),),
     "peer": (("runs for", "main"), ("decoder/", "main")),
-    "training": (("Samples at version 2", "main"), ("micro-batch", "main")),
+    "training": (("Samples at version", "main"), ("micro-batch", "main")),
     "what-if": (("prose", ".mm-model"),),
 }
 """By page, texts and where they stand: the page is whole once they are there."""
@@ -130,6 +134,8 @@ def _open(browser: Browser, page: str, url: str) -> None:
     browser.open(url)
     for text, selector in SHOWN[page]:
         browser.until_text(text, selector, 120)
+    if page == "training":
+        browser.until(lambda: _sampled(browser) >= SAMPLED, 240, "a model that says words")
     if page == "chat":
         _ask_again(browser, is_anew=bool(browser.run("return innerWidth < 600")))
     if page == "what-if":
@@ -137,6 +143,12 @@ def _open(browser: Browser, page: str, url: str) -> None:
         browser.until_text("A token's way")
     time.sleep(1.0)
     browser.run("window.scrollTo(0, 0)")
+
+
+def _sampled(browser: Browser) -> int:
+    """The version whose sample is shown."""
+    found = re.search(r"Samples at version (\d+)", browser.text("main"))
+    return int(found[1]) if found else 0
 
 
 def _ask_again(browser: Browser, *, is_anew: bool) -> None:
