@@ -64,7 +64,7 @@ class Terminal:
         text = re.sub(r"\bMODEL\b", str(self.model), text)
         text = re.sub(r"--listen \S+", "--listen 127.0.0.1:0", text).replace("--metrics 9400", "--metrics 0")
         text = text.replace("examples/prose/run.toml", str(self.run_file))
-        text = re.sub(r"(--join|>) invitation", lambda found: f"{found[1]} {self.folder}/invitation", text)
+        text = re.sub(r"(--join|--operators|>) (invitation|operators\.txt)", rf"\1 {self.folder}/\2", text)
         return text.replace(WHERE, self._of_a_service("address").removesuffix("/v1") or WHERE)
 
     @property
