@@ -21,7 +21,7 @@ from typing import Any
 
 import requests
 import schemathesis
-from gateways import NAME, start_gateway
+from gateways import NAME, Size, start_gateway
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.generation import GenerationMode
@@ -36,8 +36,11 @@ from node.gateway.refusal import Refusal  # noqa: E402
 SLOW_S = 30.0
 """An answer that takes longer is a fault."""
 
-FEW_TOKENS = 8
-"""Longest answer that a request may ask for: else most of the time would go into tokens."""
+FEW_TOKENS = 4
+"""Length of the answers that requests ask for: else most of the time would go into tokens."""
+
+FEW_ANSWERS = 4
+"""Most answers to a request: each that keeps to a schema has a process of its own."""
 
 LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "num_predict")
 MODES = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
@@ -51,18 +54,22 @@ class Verdict:
     statuses: Counter[int] = field(default_factory=Counter)
     slowest_s: float = 0.0
     faults: list[str] = field(default_factory=list)
+    num_kept: int = 0
+    """Requests that keep to the document."""
+    num_answered: int = 0
+    """Of these, those that were answered: they have reached the model."""
 
 
 def document_of(url: str, model: str) -> dict[str, Any]:
-    """The published one, such that what keeps to it names a model that there is, and asks for a few tokens."""
+    """The published one, such that what keeps to it names a model of this run, and asks for a few tokens."""
     document: dict[str, Any] = requests.get(f"{url}/openapi.json", timeout=SLOW_S).json()
     for schema in document["components"]["schemas"].values():
         for name, prop in schema.get("properties", {}).items():
             if name == "model":
                 prop["enum"] = [model]
-            for one in (prop, *prop.get("anyOf", ())) if name in LENGTHS else ():
+            for one in (prop, *prop.get("anyOf", ())) if name in (*LENGTHS, "n") else ():
                 if one.get("type") == "integer":
-                    one["maximum"] = FEW_TOKENS
+                    one["minimum"], one["maximum"] = (1, FEW_ANSWERS) if name == "n" else (FEW_TOKENS, FEW_TOKENS)
     return document
 
 
@@ -98,7 +105,10 @@ def _send(
         except requests.exceptions.RequestException as error:
             fault, response = f"{type(error).__name__}: {error}", None
         verdict.slowest_s = max(verdict.slowest_s, time.perf_counter() - began_s)
-        verdict.statuses[0 if response is None else response.status_code] += 1
+        status = 0 if response is None else response.status_code
+        verdict.statuses[status] += 1
+        verdict.num_kept += mode is GenerationMode.POSITIVE
+        verdict.num_answered += mode is GenerationMode.POSITIVE and status == 200
         if fault is not None:
             verdict.faults.append(f"{fault} for {case.as_curl_command()[:4000]}")
 
@@ -124,7 +134,8 @@ def fault_of(path: str, status: int, content: bytes) -> str | None:
 
 def line_of(verdict: Verdict) -> str:
     found = ", ".join(f"{status}: {count}" for status, count in sorted(verdict.statuses.items()))
-    return f"{verdict.endpoint:34} {sum(verdict.statuses.values()):6} {verdict.slowest_s:7.2f} s   {found}"
+    answered = f"{verdict.num_answered} of {verdict.num_kept}"
+    return f"{verdict.endpoint:34} {sum(verdict.statuses.values()):6} {verdict.slowest_s:7.2f} s {answered:>14}   {found}"
 
 
 def report(verdicts: list[Verdict]) -> int:
@@ -134,7 +145,9 @@ def report(verdicts: list[Verdict]) -> int:
         print(fault)
     total = sum(sum(one.statuses.values()) for one in verdicts)
     slowest_s = max(one.slowest_s for one in verdicts)
+    kept, answered = sum(one.num_kept for one in verdicts), sum(one.num_answered for one in verdicts)
     print(f"{total} requests, {len(faults)} faults, the slowest answer took {slowest_s:.2f} s")
+    print(f"{answered} of {kept} requests that keep to the document were answered")
     return 1 if faults else 0
 
 
@@ -150,7 +163,7 @@ def main() -> int:
     running: list[Node] = []
     with tempfile.TemporaryDirectory(prefix="murmuration-malformed-") as folder:
         try:
-            return report(flood(start_gateway(Path(folder), running).url, NAME, asked.requests, asked.seed))
+            return report(flood(start_gateway(Path(folder), running, Size(context=256)).url, NAME, asked.requests, asked.seed))
         finally:
             stop(running)
 

@@ -29,6 +29,7 @@ from node.gateway.form import (
     ModelName,
     StopText,
     Strict,
+    Whole,
     dumped,
     event,
     only,
@@ -108,7 +109,7 @@ class CountBody(Strict):
 
 
 class MessagesBody(CountBody, Drawn):
-    max_tokens: int = Field(ge=1, le=MOST_TOKENS)
+    max_tokens: Whole = Field(ge=1, le=MOST_TOKENS)
     stream: bool | None = None
     stop_sequences: list[StopText] | None = None
     metadata: Metadata | None = None

@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse, Response
 from node.dashboard.door import Door
 from node.gateway import (
     anthropic_messages,
+    document,
     ollama_asking,
     ollama_embeddings,
     ollama_models,
@@ -76,6 +77,8 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     _route_openai(app, gateway)
     for api in (openai_embeddings, openai_responses, anthropic_messages, ollama_asking, ollama_embeddings, ollama_models):
         api.route(app, gateway)
+
+    document.publish(app, gateway.models)
 
     @app.get("/health")
     async def health() -> JSONResponse:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from node.gateway.refusal import RefusedError
@@ -32,6 +32,14 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 """Text that has bytes: no tokenizer takes another."""
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""A number without a fraction, also if it is written with one: 7.0 is an integer to JSON Schema."""
 
 ModelName = Annotated[Text, Field(max_length=300)]
 StopText = Annotated[Text, Field(max_length=MAX_STOP)]
@@ -61,9 +69,9 @@ class Drawn(Strict):
 
     temperature: float | None = Field(None, ge=0, le=100, description="0: the likeliest token.")
     top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1 << 24, description="0: all tokens.")
+    top_k: Whole | None = Field(None, ge=0, le=1 << 24, description="0: all tokens.")
     min_p: float | None = Field(None, ge=0, le=1, description="Least share of the likeliest token's probability.")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**64, description="The same seed draws the same tokens.")
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64, description="The same seed draws the same tokens.")
 
     def drawn(self) -> dict[str, float]:
         """What is given of it, without the seed."""

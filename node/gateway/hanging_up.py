@@ -56,20 +56,20 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending, gone = asyncio.create_task(self._send(send)), asyncio.create_task(_gone(receive))
         try:
-            while not sending.done() and not gone.done() and not self._is_stuck():
+            while not sending.done() and not gone.done() and not self._is_stuck:
                 await asyncio.wait((sending, gone), timeout=SEND_S / 4, return_when=asyncio.FIRST_COMPLETED)
             if sending.done():
                 sending.result()
+            elif not gone.done():
+                log.info("a client read nothing for %.0f s and is cut off", SEND_S)
         finally:
             await _end(sending, gone)
             await self._close()
 
+    @property
     def _is_stuck(self) -> bool:
         """The client has read nothing for too long: the server closes a connection whose response is not complete."""
-        if self._since_s is None or asyncio.get_running_loop().time() - self._since_s < SEND_S:
-            return False
-        log.info("a client read nothing for %.0f s and is cut off", SEND_S)
-        return True
+        return self._since_s is not None and asyncio.get_running_loop().time() - self._since_s >= SEND_S
 
     async def _send(self, send: Send) -> None:
         now_s = asyncio.get_running_loop().time

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from node.gateway.admission import admitted
 from node.gateway.embedding import MAX_TEXTS, EmbeddingRequest, Embeddings, embeddings, numbers
-from node.gateway.form import ModelName, Strict, Text, dumped, only
+from node.gateway.form import ModelName, Strict, Text, Whole, dumped, only
 from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import while_listening
 from node.gateway.meter import Meter
@@ -26,7 +26,7 @@ class EmbedBody(Strict):
     model: ModelName = Field(min_length=1)
     input: Text | Annotated[list[Text], Field(max_length=MAX_TEXTS)]
     truncate: bool | None = Field(None, description="Left out: true. False: a text that is too long is refused.")
-    dimensions: int | None = Field(None, ge=1, le=1 << 24, description="The model's own, or refused.")
+    dimensions: Whole | None = Field(None, ge=1, le=1 << 24, description="The model's own, or refused.")
     keep_alive: float | str | None = Field(None, description="Changes nothing: a model of the swarm stays open.")
     options: only({}) = None  # type: ignore[valid-type]
 

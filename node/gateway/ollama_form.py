@@ -18,7 +18,19 @@ from node.gateway import numbering
 from node.gateway.answer import Called, End, Event, TokenText, Usage
 from node.gateway.answering import Answering
 from node.gateway.error_forms import ollama
-from node.gateway.form import ANY_OBJECT, MOST_TOKENS, Drawn, ModelName, StopText, Strict, dumped, only, schema_text, stops_of
+from node.gateway.form import (
+    ANY_OBJECT,
+    MOST_TOKENS,
+    Drawn,
+    ModelName,
+    StopText,
+    Strict,
+    Whole,
+    dumped,
+    only,
+    schema_text,
+    stops_of,
+)
 from node.gateway.openai_form import logprob
 from node.gateway.refusal import Refusal, RefusedError
 from node.gateway.request import Picking, Prompt, Request
@@ -53,9 +65,9 @@ class Options(Drawn):
     `num_ctx` and what follows it say how a machine of one's own should work: they change no answer here.
     """
 
-    num_predict: int | None = Field(None, ge=-2, le=MOST_TOKENS, description="-1 and -2: up to the limit.")
+    num_predict: Whole | None = Field(None, ge=-2, le=MOST_TOKENS, description="-1 and -2: up to the limit.")
     stop: list[StopText] | None = None
-    repeat_penalty: float | None = Field(None, gt=0, le=100, description="Over the prompt and the answer.")
+    repeat_penalty: float | None = Field(None, ge=0.01, le=100, description="Over the prompt and the answer.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repeat_last_n: only(-1) = None  # type: ignore[valid-type]
@@ -105,7 +117,7 @@ class AskingBody(Strict):
     options: Options | None = None
     keep_alive: float | str | None = Field(None, description="Changes nothing: a model of the swarm stays open.")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     format: Literal["", "json"] | Annotated[dict[str, Any], AfterValidator(flat)] | None = Field(
         None, description='"json", or a JSON schema.'
     )

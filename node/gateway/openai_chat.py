@@ -12,7 +12,7 @@ from pydantic import Field
 from node.gateway.answer import Called, End, Piece, TokenText
 from node.gateway.answering import Answering
 from node.gateway.calling import Calling
-from node.gateway.form import ANY_OBJECT, MAX_MESSAGES, MAX_PARTS, MOST_TOKENS, Strict, Text, only, schema_text
+from node.gateway.form import ANY_OBJECT, MAX_MESSAGES, MAX_PARTS, MOST_TOKENS, Strict, Text, Whole, only, schema_text
 from node.gateway.openai_form import GeneratingBody, OpenAiWriter, logprob
 from node.gateway.refusal import RefusedError
 from node.gateway.request import Request
@@ -90,9 +90,9 @@ def schema_of(form: AnyText | AnyObject | OfSchema | None) -> str | None:
 
 class ChatBody(GeneratingBody):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    max_completion_tokens: Whole | None = Field(None, ge=1, le=MOST_TOKENS)
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     audio: only() = None  # type: ignore[valid-type]
     function_call: only("none") = None  # type: ignore[valid-type]
     functions: only([]) = None  # type: ignore[valid-type]

@@ -12,13 +12,13 @@ from pydantic import Field
 
 from node.gateway.answer import End, Piece, TokenText
 from node.gateway.answering import Answering
-from node.gateway.form import Text, only
+from node.gateway.form import Text, Whole, only
 from node.gateway.openai_form import GeneratingBody, OpenAiWriter, logprob
 from node.gateway.refusal import RefusedError
 from node.gateway.request import MAX_CHOICES, Prompt, Request
 from node.gateway.writer import Made
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(max_length=1 << 20)]
+TokenIds = Annotated[list[Annotated[Whole, Field(ge=0, lt=1 << 31)]], Field(max_length=1 << 20)]
 
 MAX_SCORED = 20
 """Likeliest tokens that are reported beside each; OpenAI's own limit is 5."""
@@ -31,7 +31,7 @@ class CompletionBody(GeneratingBody):
         | Annotated[list[Text], Field(max_length=MAX_CHOICES)]
         | Annotated[list[TokenIds], Field(max_length=MAX_CHOICES)]
     )
-    logprobs: int | None = Field(None, ge=0, le=MAX_SCORED)
+    logprobs: Whole | None = Field(None, ge=0, le=MAX_SCORED)
     best_of: only(1) = None  # type: ignore[valid-type]
     echo: only(False) = None  # type: ignore[valid-type]
     suffix: only("") = None  # type: ignore[valid-type]

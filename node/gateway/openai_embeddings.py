@@ -15,11 +15,12 @@ from starlette.responses import Response
 from node.gateway import numbering
 from node.gateway.admission import admitted
 from node.gateway.embedding import MAX_TEXTS, EmbeddingRequest, Embeddings, embeddings, numbers
-from node.gateway.form import ModelName, Strict, Text, dumped
+from node.gateway.form import ModelName, Strict, Text, Whole, dumped
 from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import while_listening
 from node.gateway.meter import Meter
 from node.gateway.openai_completions import TokenIds
+from swarm import log_ids
 
 
 class EmbeddingsBody(Strict):
@@ -31,7 +32,7 @@ class EmbeddingsBody(Strict):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_TEXTS)]
     )
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: int | None = Field(None, ge=1, le=1 << 24, description="The model's own, or refused.")
+    dimensions: Whole | None = Field(None, ge=1, le=1 << 24, description="The model's own, or refused.")
     user: str | None = Field(None, max_length=512, description="Goes to the gateway's log.")
 
     def request(self) -> EmbeddingRequest:
@@ -59,9 +60,11 @@ def route(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(body: EmbeddingsBody, http: HttpRequest) -> Response:
+        number = f"embd-{numbering.number()}"
+        log_ids.request_is(number)
         async with admitted(gateway.places, http) as meter:
             content = await while_listening(http, work(body, meter))
-        return Response(content, 200, {"x-request-id": f"embd-{numbering.number()}"}, "application/json")
+        return Response(content, 200, {"x-request-id": number}, "application/json")
 
     async def work(body: EmbeddingsBody, meter: Meter) -> bytes:
         made = await embeddings(await gateway.models.get(body.model), body.request(), meter)

@@ -16,7 +16,7 @@ from node.gateway import numbering
 from node.gateway.answer import Called, End, Event, Piece, Usage
 from node.gateway.answering import Answering
 from node.gateway.error_forms import openai
-from node.gateway.form import EVENT_STREAM, MOST_TOKENS, Drawn, ModelName, StopText, Strict, dumped, event, only, stops_of
+from node.gateway.form import EVENT_STREAM, MOST_TOKENS, Drawn, ModelName, StopText, Strict, Whole, dumped, event, only, stops_of
 from node.gateway.models import ServedModel
 from node.gateway.refusal import Refusal, RefusedError
 from node.gateway.request import MAX_CHOICES, Picking
@@ -37,12 +37,12 @@ class GeneratingBody(Drawn):
     model: ModelName
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    n: Whole | None = Field(None, ge=1, le=MAX_CHOICES)
     stop: StopText | list[StopText] | None = None
-    max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
+    max_tokens: Whole | None = Field(None, ge=1, le=MOST_TOKENS)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="As in transformers. Not in OpenAI's API.")
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="As in transformers. Not in OpenAI's API.")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
     user: str | None = Field(None, max_length=512, description="Goes to the gateway's log.")
     timings: bool | None = Field(

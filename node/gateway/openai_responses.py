@@ -63,12 +63,12 @@ class ResponsesBody(Drawn):
     model: form.ModelName
     input: Text | Annotated[list[MessageItem | CallItem | ResultItem], Field(min_length=1, max_length=form.MAX_MESSAGES)]
     instructions: Text | None = None
-    max_output_tokens: int | None = Field(None, ge=1, le=form.MOST_TOKENS)
+    max_output_tokens: form.Whole | None = Field(None, ge=1, le=form.MOST_TOKENS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(None, max_length=20)
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    repetition_penalty: float | None = Field(None, gt=0, le=100, description="As in transformers. Not in OpenAI's API.")
+    top_logprobs: form.Whole | None = Field(None, ge=0, le=20)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="As in transformers. Not in OpenAI's API.")
     text: TextSettings | None = None
     user: str | None = Field(None, max_length=512)
     background: only(False) = None  # type: ignore[valid-type]

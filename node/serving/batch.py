@@ -16,6 +16,7 @@ from torch import Tensor
 
 from node.device.pending import Chunk
 from node.engines import ends as own_ends
+from protocols.step_spec import StepSpec
 from swarm.inference import chunks
 from swarm.inference.compute import Output
 
@@ -100,11 +101,14 @@ def joined(outputs: Sequence[Output]) -> Output:
     )
 
 
-def _answer(chunk: Chunk, logits: Tensor, is_shared: bool) -> Output:
-    """logits: or final hidden states, of a step that wants their sum."""
-    spec = chunk.step.spec
-    if spec.result == "pooled":
-        return Output(values=logits.double().sum(0, keepdim=True).float() if len(logits) else logits)
+def _answer(chunk: Chunk, found: Tensor, is_shared: bool) -> Output:
+    """found: logits [T', V], or final hidden states [T', H] of a step that wants their sum. is_shared: other steps have a part of it."""
+    if chunk.step.spec.result == "pooled":
+        return Output(values=found.double().sum(0, keepdim=True).float() if len(found) else found)
+    return _of_logits(chunk.step.spec, found, is_shared)
+
+
+def _of_logits(spec: StepSpec, logits: Tensor, is_shared: bool) -> Output:
     if spec.result == "top":
         logits = own_ends.allowed(logits, spec.mask) if spec.mask else logits
         values, ids = own_ends.top(logits, spec.top)

@@ -92,7 +92,8 @@ def test_requests_from_the_published_document_meet_no_fault(swarm: GatewaySwarm,
     assert not [fault for one in verdicts.values() for fault in one.faults]
     posts = {f"POST {path}" for path in GOOD}
     assert verdicts.keys() > posts and all(verdicts[post].statuses[400] for post in posts)
-    assert sum(verdicts[post].statuses[200] for post in posts) > 3, "some reach the model"
+    kept = sum(verdicts[post].num_kept for post in posts)
+    assert kept > 20 and sum(verdicts[post].num_answered for post in posts) * 3 >= kept, "a third reaches the model"
 
 
 @pytest.mark.parametrize(
