@@ -59,6 +59,9 @@ class Key:
     tokens_per_day: int | None = None
     """Of prompts and answers together; None = as many as come."""
 
+    is_operator: bool = False
+    """May press the page's buttons, if the gateway has an operator's key."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ConfigError(f"a key's name has 1 to 64 letters, digits and ._@-, got {str(self.name)[:80]!r}")
@@ -70,6 +73,8 @@ class Key:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value <= most):
                 raise ConfigError(f"key {self.name}: {name} is from 1 to {most}, got {str(value)[:80]}")
+        if type(self.is_operator) is not bool:
+            raise ConfigError(f"key {self.name}: is_operator is true or false, got {str(self.is_operator)[:80]}")
 
 
 def read(path: Path) -> tuple[Key, ...]:
@@ -102,12 +107,15 @@ def _parsed(data: bytes) -> tuple[Key, ...]:
     return found
 
 
-def add(path: Path, name: str, now_s: float, *, requests_per_minute: int | None = None, tokens_per_day: int | None = None) -> str:
+def add(
+    path: Path, name: str, now_s: float, *, requests_per_minute: int | None = None, tokens_per_day: int | None = None,
+    is_operator: bool = False,
+) -> str:  # fmt: skip
     """Make a key and return it: it is kept nowhere. ConfigError if the name is taken, or a value is out of its range."""
     secret = PREFIX + secrets.token_urlsafe(32)
     made = Key(
         name=name, sha256=hashed(secret), made_unix_s=round(now_s, 3), requests_per_minute=requests_per_minute,
-        tokens_per_day=tokens_per_day,
+        tokens_per_day=tokens_per_day, is_operator=is_operator,
     )  # fmt: skip
     with _locked(path):
         known = read(path)

@@ -202,6 +202,7 @@ class UpOptions(BlockOptions):
     max_seconds: options.MaxSeconds = 3600.0
     allow_origin: options.AllowOrigin = dataclasses.field(default_factory=list)
     runs_dir: options.RunsDir = None
+    operator_key: options.OperatorKey = None
 
     def hosting(self) -> Hosting:
         """The same, as flags of a node."""
@@ -296,6 +297,7 @@ class Serving(MeetingOptions):
     max_seconds: options.MaxSeconds = 3600.0
     allow_origin: options.AllowOrigin = dataclasses.field(default_factory=list)
     runs_dir: options.RunsDir = None
+    operator_key: options.OperatorKey = None
     dtype: options.Dtype = "auto"
     patience: options.Patience = 30.0
     priority: options.Priority = 0

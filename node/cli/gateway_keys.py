@@ -20,12 +20,14 @@ def file_of(data_dir: Path | None) -> Path:
 
 
 def add(
-    data_dir: Path | None, name: str, requests_per_minute: int | None, tokens_per_day: int | None, *, is_json: bool = False
-) -> None:
+    data_dir: Path | None, name: str, requests_per_minute: int | None, tokens_per_day: int | None, is_operator: bool = False, *,
+    is_json: bool = False,
+) -> None:  # fmt: skip
     """Print a new key on stdout, once."""
     secret = api_keys.add(
-        file_of(data_dir), name, time.time(), requests_per_minute=requests_per_minute, tokens_per_day=tokens_per_day
-    )
+        file_of(data_dir), name, time.time(), requests_per_minute=requests_per_minute, tokens_per_day=tokens_per_day,
+        is_operator=is_operator,
+    )  # fmt: skip
     if is_json:
         as_json.show({"name": name, "key": secret, "file": file_of(data_dir)})
     else:
@@ -50,8 +52,9 @@ def show(data_dir: Path | None, *, is_json: bool) -> None:
 def _line(key: Key) -> str:
     limits = ((key.requests_per_minute, "requests a minute"), (key.tokens_per_day, "tokens a day"))
     said = [f"{most:,} {what}" for most, what in limits if most is not None]
+    said = [", ".join(said) or "no limits"] + ["may give orders on the page"] * key.is_operator
     made = datetime.fromtimestamp(key.made_unix_s, UTC)
-    return f"{key.name}  made {made:%Y-%m-%d %H:%M} UTC, {', '.join(said) or 'no limits'}"
+    return f"{key.name}  made {made:%Y-%m-%d %H:%M} UTC, {', '.join(said)}"
 
 
 def revoke(data_dir: Path | None, name: str, *, is_json: bool = False) -> None:

@@ -26,13 +26,16 @@ def add_key_command(
             "--tokens-per-day", metavar="N", help="Tokens of prompts and answers together in a day of UTC; default: no limit."
         ),
     ] = None,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="Let it give orders on the page of a gateway that has an operator's key.")
+    ] = False,
     as_json: options.AsJson = False,
     data_dir: options.DataDir = None,
 ) -> None:
     """Make a key and print it, once."""
     from node.cli import gateway_keys
 
-    gateway_keys.add(data_dir, name, requests_per_minute, tokens_per_day, is_json=as_json)
+    gateway_keys.add(data_dir, name, requests_per_minute, tokens_per_day, operator, is_json=as_json)
 
 
 @keys_app.command("list")

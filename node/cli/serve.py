@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from node import api_keys
-from node.cli import gateway_keys
+from node.cli import gateway_keys, operators
 from node.cli.asking import check_range, find_config
 from node.cli.command_options import Serving
 from node.cli.console import Lines, remark
@@ -29,6 +29,7 @@ def run(models: Sequence[str], flags: Serving) -> None:
     check_range("--priority", flags.priority, "from -100 to 0", -100 <= flags.priority <= 0)
     check_range("--max-requests", flags.max_requests, "1 or more", flags.max_requests >= 1)
     check_range("--max-seconds", flags.max_seconds, "more than 0", flags.max_seconds > 0)
+    identity, bans = operators.of_gateway(flags.operator_key, flags.data_dir)
     from node.gateway import GatewayConfig, create_app, server  # 0.7 s of imports: only after the flags have proved right
     from node.gateway.origins import checked_origins
     from node.gateway.traces import OFF
@@ -39,8 +40,8 @@ def run(models: Sequence[str], flags: Serving) -> None:
     find = replace(find, on_unnamed=lambda text: remark(text) if told.is_new(text) else None)  # it is tried again and again
     find.check(into.peers)
     config = GatewayConfig(
-        models=tuple(models), peers=into.peers, swarm=into.swarm, find=find, entry=into.entry, data_dir=flags.data_dir,
-        dtype=flags.dtype, priority=flags.priority, route_timeout_s=flags.patience,
+        models=tuple(models), peers=into.peers, swarm=into.swarm, find=find, entry=replace(into.entry, bans=bans),
+        data_dir=flags.data_dir, operator=identity, dtype=flags.dtype, priority=flags.priority, route_timeout_s=flags.patience,
         accept_new_weights=flags.accept_new_weights, follow=flags.follow, max_requests=flags.max_requests,
         max_seconds=flags.max_seconds, origins=origins, runs=flags.runs_dir, keys=keys,
     )  # fmt: skip
@@ -50,6 +51,7 @@ def run(models: Sequence[str], flags: Serving) -> None:
         lines.say("address", server.address_of(listening))
         lines.say("page", server.page_of(listening))
         remark(who_may_ask(num_keys, is_loopback))
+        operators.remark_who_orders(identity, num_keys)
         asyncio.run(server.serve(app, listening, lambda names: lines.say("ready", ", ".join(names))))
 
 

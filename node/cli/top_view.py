@@ -24,7 +24,7 @@ from swarm.suggestion import NodeCommand
 LEAST_EVENTS = 4
 """Lines of events that there are, however many nodes there are."""
 
-STATE_STYLES = {"serving": "green", "silent": "bold red", "joining": "yellow", "draining": "yellow"}
+STATE_STYLES = {"serving": "green", "silent": "bold red", "joining": "yellow", "draining": "yellow", "paused": "yellow"}
 LOAD_STYLES = ("", "", "yellow", "bold red")
 EVENT_STYLES = {"died": "bold red", "gap": "bold red", "problem": "bold red", "failover": "yellow", "left": "yellow"}
 BAR = "·▁▃▅█"

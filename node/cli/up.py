@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from node import api_keys
-from node.cli import gateway_keys, node
+from node.cli import gateway_keys, node, operators
 from node.cli.asking import check_range
 from node.cli.command_options import UpOptions
 from node.cli.console import remark
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from node.gateway import GatewayConfig
     from node.telemetry import Telemetry
+    from protocols.identity import Identity
+    from swarm.bans import Bans
 
 
 def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
@@ -41,6 +43,7 @@ def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
             "--allow: the gateway of `swarm up` is a peer with a new identity, which no list names; "
             "start the two apart: swarm node --allow FILE, and swarm serve --identity FILE"
         )
+    identity, bans = operators.of_gateway(flags.operator_key, flags.data_dir)
     config = node.read(serve, flags.hosting())
     from node.gateway import server
     from node.gateway.origins import checked_origins
@@ -48,15 +51,21 @@ def run(serve: Sequence[Serve], flags: UpOptions) -> NoReturn:
     flags = replace(flags, allow_origin=[*checked_origins(flags.allow_origin, bool(num_keys))])
     listening = server.bound(flags.host, flags.port)
     remark(who_may_ask(num_keys, is_loopback))
+    operators.remark_who_orders(identity, num_keys)
     with contextlib.closing(listening):
-        up = Up(config, flags, listening, is_loopback)
+        up = Up(config, flags, listening, is_loopback, identity, bans)
         node.host(config, up.run, flags.otlp, up.last_resort_s)
 
 
 class Up:
     """The node and its gateway, once."""
 
-    def __init__(self, config: NodeConfig, flags: UpOptions, listening: socket.socket, is_loopback: bool) -> None:
+    def __init__(
+        self, config: NodeConfig, flags: UpOptions, listening: socket.socket, is_loopback: bool, operator: Identity | None = None,
+        bans: Bans | None = None,
+    ) -> None:  # fmt: skip
+        """operator: who gives the orders of the page's visitors. bans: of the gateway."""
+        self._operator, self._bans = operator, bans
         self._config, self._flags, self._listening, self._is_loopback = config, flags, listening, is_loopback
         self._addresses: list[str] = []
         self._models: dict[str, str] = {}
@@ -106,7 +115,8 @@ class Up:
 
         return GatewayConfig(
             models=tuple(self._models), weights=self._models, peers=tuple(self._addresses), swarm=self._config.swarm,
-            entry=replace(self._config.entry, identity=None), data_dir=self._config.data_dir,
+            entry=replace(self._config.entry, identity=None, bans=self._bans), operator=self._operator,
+            data_dir=self._config.data_dir,
             max_requests=self._flags.max_requests, max_seconds=self._flags.max_seconds, origins=tuple(self._flags.allow_origin),
             runs=self._flags.runs_dir,
             keys=gateway_keys.file_of(self._flags.data_dir), traces=traces or OFF,

@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 
 from node.dashboard.estimates import Estimates
+from node.dashboard.operating import Operating
 from node.dashboard.talk import Talk
 from node.watching.run_watcher import RunWatcher
 from node.watching.watcher import Watcher
@@ -31,6 +32,9 @@ class Dashboard:
     talk: Talk | None = None
     """Who answers the chat; None = nothing here does."""
 
+    operating: Operating | None = None
+    """Who gives the orders of its buttons; None = the page is read-only."""
+
     may_read_directories: Callable[[], bool] = lambda: False
     """May a visitor name a directory of this machine? Only where visitors are its own users."""
 
@@ -52,7 +56,11 @@ class Dashboard:
             self._is_begun = True
             self.tasks.keep(self.watcher.run(), "watching the swarm")
             self.tasks.keep(self.runs.run(), "watching its training runs")
+            if self.operating is not None:
+                self.tasks.keep(self.operating.run(), "asking what may be ordered")
 
     async def close(self) -> None:
         """Watch no more."""
         await self.tasks.stop()
+        if self.operating is not None:
+            await self.operating.close()

@@ -33,11 +33,14 @@ class Account:
     clock: Clock
     requests: RequestBudget | None = None
     tokens: TokenBudget | None = None
+    is_operator: bool = False
+    """May give orders on the page."""
 
     @classmethod
     def of(cls, key: Key, clock: Clock) -> Account:
         requests = None if key.requests_per_minute is None else RequestBudget(key.requests_per_minute)
-        return cls(key.name, clock, requests, None if key.tokens_per_day is None else TokenBudget(key.tokens_per_day))
+        tokens = None if key.tokens_per_day is None else TokenBudget(key.tokens_per_day)
+        return cls(key.name, clock, requests, tokens, key.is_operator)
 
     def take_request(self) -> None:
         """Count one request that generates; RefusedError (429) if it is one too many, or no token is left."""
@@ -137,6 +140,8 @@ class Accounts:
     def _use(self, keys: tuple[Key, ...]) -> None:
         known = self._accounts
         self._accounts = {key.sha256: known.get(key.sha256) or self._resumed(key) for key in keys}
+        for key in keys:
+            self._accounts[key.sha256].is_operator = key.is_operator
         self._keys, self.needs_key = keys, self.needs_key or bool(keys)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from node.gateway.traces import OFF, Traces
 from protocols.errors import ConfigError
+from protocols.identity import Identity
 from swarm import places
 from swarm.clock import SYSTEM, Clock
 from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
@@ -56,6 +57,9 @@ class GatewayConfig:
     keys: Path | None = None
     """The file of the keys that clients need (`node/api_keys.py`); None, or a file without keys = no key is needed."""
 
+    operator: Identity | None = None
+    """In whose name the page's buttons give orders to nodes; None = the page is read-only."""
+
     max_requests: int = 64
     """Requests that are answered at once; others wait."""
 
@@ -97,8 +101,8 @@ class GatewayConfig:
         return open_listing(self.peers, self.swarm, self.find, self.entry)
 
     def meet(self) -> AbstractAsyncContextManager[ThinPeer]:
-        """A peer that only asks; errors as of `ThinPeer`."""
-        return ThinPeer(self.peers, self.swarm, self.find, self.entry)
+        """A peer that only asks, and sees those that are banned here, too; errors as of `ThinPeer`."""
+        return ThinPeer(self.peers, self.swarm, self.find, replace(self.entry, bans=None))
 
     @property
     def hosting(self) -> NodeCommand:

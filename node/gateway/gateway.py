@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, Self
 
 from node import metrics
@@ -13,10 +14,12 @@ from node.gateway.accounts import Accounts
 from node.gateway.config import GatewayConfig
 from node.gateway.failovers import Failovers
 from node.gateway.models import Models
+from node.gateway.page_orders import PageOrders
 from node.gateway.places import Places
 from node.metrics import Metrics
 from node.watching.watcher import Watcher
 from protocols.errors import SwarmError
+from swarm.bans import Bans
 from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -73,11 +76,19 @@ class Gateway:
 
     def _dashboard(self) -> Dashboard:
         config = self.config
+        watcher = Watcher(config.meet, config.models, config.clock, Failovers(self.models).look)
         return Dashboard(
-            watcher=Watcher(config.meet, config.models, config.clock, Failovers(self.models).look), swarm=config.swarm,
-            hosting=config.hosting, check_key=self.accounts.is_known, runs_folder=config.runs,
-            may_read_directories=lambda: not self.accounts.needs_key,
+            watcher=watcher, swarm=config.swarm, hosting=config.hosting, operating=self._operating(watcher),
+            check_key=self.accounts.is_known, runs_folder=config.runs, may_read_directories=lambda: not self.accounts.needs_key,
         )  # fmt: skip
+
+    def _operating(self, watcher: Watcher) -> PageOrders | None:
+        config = self.config
+        if config.operator is None:
+            return None
+        bans = config.entry.bans or Bans()
+        gate = replace(config.entry, bans=None).gate()
+        return PageOrders(config.operator, gate, bans, self.accounts, watcher, config.clock)
 
     async def _open_all(self) -> None:
         """So that the first request does not wait; what fails is tried again, and said once."""

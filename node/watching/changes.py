@@ -6,11 +6,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from node.watching.look import Look
-from node.watching.model_rows import ModelRows, PeerRow
+from node.watching.model_rows import PAUSED, ModelRows, PeerRow
 from protocols.ids import PeerId, short_peer
 from protocols.words import one_line
 
-KINDS = ("joined", "left", "died", "returned", "loads", "moved", "version", "gap", "complete", "failover", "problem")
+KINDS = (
+    "joined",
+    "left",
+    "died",
+    "returned",
+    "loads",
+    "moved",
+    "version",
+    "gap",
+    "complete",
+    "failover",
+    "order",
+    "paused",
+    "resumed",
+    "problem",
+)
 """What is told, as it is called in the list of events."""
 
 MAX_LETTERS = 300
@@ -72,7 +87,12 @@ def _moves(at_s: float, who: str, peer: str, old: list[tuple[str, PeerRow]], new
             if is_now[span].state == "joining":
                 yield change(at_s, "loads", f"{who} loads blocks {span} of {model}", peer)
         served, serves = (_serving(spans) for spans in (was, is_now))
-        if serves - served:
+        was_paused, is_paused = (bool(spans) and {row.state for row in spans.values()} == {PAUSED} for spans in (was, is_now))
+        if is_paused and served:
+            yield change(at_s, "paused", f"{who} takes no new sessions of {model}: its operator has paused it", peer)
+        elif was_paused and serves:
+            yield change(at_s, "resumed", f"{who} takes new sessions of {model} again", peer)
+        elif serves - served:
             gone = f", and no more {', '.join(sorted(served - serves))}" if served - serves else ""
             kind = "moved" if served else "joined"
             yield change(at_s, kind, f"{who} serves blocks {', '.join(sorted(serves - served))} of {model}{gone}", peer)

@@ -35,7 +35,7 @@ class Bar:
     start: int
     stop: int
     state: str
-    """`serving`, `joining`, `draining`, `silent` or `missing`."""
+    """`serving`, `joining`, `draining`, `paused`, `silent` or `missing`."""
 
     level: int
     """An index of LOADS; 0 if it does not serve."""

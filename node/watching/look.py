@@ -107,3 +107,14 @@ def links(look: Look, peers: Collection[str]) -> list[Link]:
         if other in peers and other not in look.silent
     ]
     return sorted([*own, *between], key=lambda link: (-link.ms, link.start or "", link.stop))
+
+
+def only_here(look: Look, peer: str) -> list[str]:
+    """What no other node serves, in words: blocks of models that cannot be asked without this peer."""
+    found = []
+    for rows in look.models:
+        spans = [(row.start, row.stop) for row in rows.peers if row.peer == peer and row.state == "serving"]
+        alone = sorted({block for start, stop in spans for block in range(start, stop) if rows.replicas[block] == 1})
+        if alone:
+            found.append(f"{len(alone)} of the {rows.num_blocks} blocks of {rows.name}")
+    return found

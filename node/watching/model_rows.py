@@ -20,6 +20,9 @@ from swarm.placement.choose import count_replicas, gaps_of
 from swarm.routing import path
 from swarm.weights.election import Tally, tallies
 
+PAUSED = "paused"
+"""The state of blocks that take no new sessions because an operator said so; their record says `draining`, too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerRow:
@@ -149,7 +152,7 @@ def _peer(record: PeerRecord, hosted: Hosted) -> PeerRow:
     return PeerRow(
         peer=record.peer,
         name=record.name,
-        state=record.state_of(hosted),
+        state=PAUSED if record.paused and record.state_of(hosted) == "draining" else record.state_of(hosted),
         start=hosted.span.start,
         stop=hosted.span.stop,
         ends=beside >= ENDS,

@@ -103,6 +103,11 @@ class Watcher:
         finally:
             self._num_watching -= 1
 
+    @property
+    def is_watched(self) -> bool:
+        """Is a visitor there?"""
+        return self._num_watching > 0
+
     def tell(self, kind: str, text: str, peer: str = "") -> None:
         """Add a line to the list of events."""
         self._add([change(self._clock.unix_s(), kind, text, peer)])

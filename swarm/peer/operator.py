@@ -14,6 +14,7 @@ from protocols.errors import ConfigError
 from protocols.identity import Identity
 from protocols.ids import PeerId
 from protocols.orders import Order, OrderReply
+from swarm.access import Gate
 from swarm.peer import keys
 from swarm.rpc.pool import ChannelPool
 
@@ -41,6 +42,11 @@ def read(path: Path) -> Identity:
         raise ConfigError(f"others on this machine may use the operator's key {path} (rights {rights:03o}): chmod 600 {path}")
     with keys.shared(path) as held:
         return held.identity
+
+
+def connections(identity: Identity, gate: Gate) -> ChannelPool:
+    """By which orders are given; its owner closes it. gate: which nodes may be called."""
+    return ChannelPool(identity, gate)
 
 
 async def give(

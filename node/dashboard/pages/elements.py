@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from nicegui import ui
@@ -21,13 +21,19 @@ class GridElement(ui.element, component="grid.js"):
     def __init__(self, grid: Grid, home: str) -> None:
         super().__init__()
         self._grid = grid
-        self._props |= {"grid": asdict(grid), "home": home, "loads": list(LOADS)}
+        self._props |= {"grid": asdict(grid), "home": home, "loads": list(LOADS), "menus": {}}
 
     def show(self, grid: Grid) -> None:
         """Draw it anew, if it is another one."""
         if grid != self._grid:
             self._grid = grid
             self._props["grid"] = asdict(grid)
+            self.update()
+
+    def show_menus(self, menus: Mapping[str, list[tuple[str, str]]]) -> None:
+        """Orders that this visitor may give, by PeerID: the last word of the address, and the name."""
+        if menus != self._props["menus"]:
+            self._props["menus"] = dict(menus)
             self.update()
 
 

@@ -1,6 +1,6 @@
 // The grid of blocks and nodes: a table whose last column is a track for each node. Vue escapes every text.
 export default {
-  props: { grid: Object, home: String, loads: Array },
+  props: { grid: Object, home: String, loads: Array, menus: Object },
   computed: {
     counts() { return this.grid.replicas.map((run) => run.count); },
     most() { return Math.max(1, ...this.counts); },
@@ -17,6 +17,12 @@ export default {
     place(start, stop) {
       const all = this.grid.num_blocks;
       return { left: `${(100 * start) / all}%`, width: `${(100 * (stop - start)) / all}%` };
+    },
+    menu(row) {
+      return `mm-orders-${this.$.uid}-${row.peer}`;
+    },
+    address(row, order) {
+      return `${this.home}peer/${encodeURIComponent(row.peer)}?order=${encodeURIComponent(order)}`;
     },
     kind(bar) {
       return ["mm-bar", `mm-${bar.state}`, bar.state === "serving" ? `mm-load-${bar.level}` : ""];
@@ -53,7 +59,18 @@ export default {
             </td>
           </tr>
           <tr v-for="row in grid.rows" :key="row.peer" :class="{ 'mm-is-silent': row.state === 'silent' }">
-            <th scope="row"><a :href="home + 'peer/' + encodeURIComponent(row.peer)">{{ row.label }}</a></th>
+            <th scope="row">
+              <div class="mm-name">
+                <a :href="home + 'peer/' + encodeURIComponent(row.peer)">{{ row.label }}</a>
+                <template v-if="menus[row.peer]">
+                  <button type="button" class="mm-dots" :popovertarget="menu(row)" :aria-label="'Orders to ' + row.label">⋯</button>
+                  <div popover class="mm-menu" :id="menu(row)" role="group" :aria-label="'Orders to ' + row.label">
+                    <b>{{ row.label }}</b>
+                    <a v-for="order in menus[row.peer]" :key="order[0]" :href="address(row, order[0])">{{ order[1] }}…</a>
+                  </div>
+                </template>
+              </div>
+            </th>
             <td>{{ row.state }}</td>
             <td class="mm-number">{{ row.trip }}</td>
             <td>

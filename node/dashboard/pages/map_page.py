@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nicegui import ui
 
 from node.dashboard.dashboard import Dashboard
+from node.dashboard.operating import Operating
 from node.dashboard.pages.elements import EventsElement, GridElement
 from node.dashboard.pages.frame import button, frame, heading
-from node.dashboard.pages.visit import dashboard_here, home_here, keep_up
+from node.dashboard.pages.order_texts import offered
+from node.dashboard.pages.visit import dashboard_here, home_here, keep_up, visitor_here
 from node.watching.changes import label
 from node.watching.grid import LOADS, grid_of
 from node.watching.look import Look, links
@@ -36,7 +40,7 @@ class Map:
     """What one visitor sees of a swarm."""
 
     def __init__(self, dashboard: Dashboard, home: str) -> None:
-        self._dashboard, self._home = dashboard, home
+        self._dashboard, self._home, self._visitor = dashboard, home, visitor_here()
         self._problem = ui.label().classes("mm-problem").props('role="status"')
         self._models = ui.element("div")
         self._drawn: dict[tuple[str, str], Model] = {}
@@ -54,6 +58,7 @@ class Map:
         watcher = self._dashboard.watcher
         self._events.show(watcher.changes, watcher.num_changes)
         if watcher.look is self._look:
+            self._draw_menus()
             return
         look = self._look = watcher.look
         self._problem.set_text(one_line(look.problem) or ("" if look.models else self._nobody()))
@@ -66,6 +71,14 @@ class Map:
                 with self._models:
                     self._drawn[key] = Model(rows, look, self._dashboard, self._home)
             self._drawn[key].draw(rows, look)
+        self._draw_menus()
+
+    def _draw_menus(self) -> None:
+        """What this visitor may order at each node, by its PeerID."""
+        operating = self._dashboard.operating
+        may = {} if operating is None or operating.visitor(self._visitor) is None else menus(operating, self._look)
+        for model in self._drawn.values():
+            model.draw_menus(may)
 
     def _nobody(self) -> str:
         return f"no node serves any model in swarm {self._dashboard.swarm}; be the first: {self._dashboard.hosting.text('MODEL')}"
@@ -112,6 +125,10 @@ class Model:
                 ui.label(line)
         self._draw_links(rows, look)
 
+    def draw_menus(self, menus: Mapping[str, list[tuple[str, str]]]) -> None:
+        """By PeerID: orders that may be given, each with its address's last word and its name."""
+        self._grid.show_menus(menus)
+
     def _draw_links(self, rows: ModelRows, look: Look) -> None:
         names = {row.peer: label(row.name, row.peer) for row in rows.peers}
         lines = tuple(
@@ -131,10 +148,22 @@ class Model:
         ui.notify("copied")
 
 
+def menus(operating: Operating, look: Look | None) -> dict[str, list[tuple[str, str]]]:
+    """What the operator may order at each node that is seen and obeys."""
+    known = {peer: operating.known(peer) for peer in (look.records if look else ())}
+    return {peer: offered(reply) for peer, reply in known.items() if reply is not None}
+
+
 def _legend() -> None:
     with ui.element("ul").classes("mm-legend").props('aria-label="Colours"'):
         kinds = [(f"mm-serving mm-load-{level}", word) for level, word in enumerate(LOADS)]
-        for classes, text in (*kinds, ("mm-joining", "loads"), ("mm-silent", "does not answer"), ("mm-missing", "missing")):
+        for classes, text in (
+            *kinds,
+            ("mm-joining", "loads"),
+            ("mm-draining", "no new sessions"),
+            ("mm-silent", "does not answer"),
+            ("mm-missing", "missing"),
+        ):
             with ui.element("li"):
                 ui.element("span").classes(f"mm-bar {classes}").props('aria-hidden="true"')
                 ui.label(text)

@@ -7,15 +7,16 @@ from dataclasses import astuple
 
 from nicegui import ui
 
+from node.dashboard.dashboard import Dashboard
 from node.dashboard.pages.elements import EventsElement
 from node.dashboard.pages.frame import frame, heading
+from node.dashboard.pages.orders_card import OrdersCard
 from node.dashboard.pages.tables import Redrawn, fact_list, table
 from node.dashboard.pages.visit import dashboard_here, keep_up
 from node.watching import abouts
 from node.watching.changes import label
 from node.watching.look import links
 from node.watching.peer_facts import facts, fixes, units
-from node.watching.watcher import Watcher
 from protocols.about import About
 from protocols.errors import SwarmError
 from protocols.words import one_line
@@ -34,22 +35,23 @@ def register() -> None:
     ui.page("/peer/{peer}")(show)
 
 
-def show(peer: str) -> None:
-    """Build the page for one visitor."""
+def show(peer: str, order: str = "") -> None:
+    """Build the page for one visitor. order: what the visitor is asked to confirm at once, as the map's menu says it."""
     with frame("Peer"):
-        Peer(dashboard_here().watcher, peer[:100])
+        Peer(dashboard_here(), peer[:100], order[:20])
 
 
 class Peer:
     """What one visitor sees of a peer."""
 
-    def __init__(self, watcher: Watcher, peer: str) -> None:
-        self._watcher, self._peer = watcher, peer
+    def __init__(self, dashboard: Dashboard, peer: str, order: str) -> None:
+        self._watcher, self._peer = dashboard.watcher, peer
         with ui.element("h1").classes("mm-h1"):
             self._title = ui.label()
         self._gone = ui.label().classes("mm-problem").props('role="status"')
         with ui.element("section").classes("mm-card").props('aria-label="Facts"'):
             self._fixes, self._facts = Redrawn(), Redrawn()
+        self._orders = None if dashboard.operating is None else OrdersCard(dashboard, dashboard.operating, peer, order)
         with ui.element("section").classes("mm-card").props('aria-label="Machine and work"'):
             heading("Machine and work, as it says")
             self._about_told = ui.label("asking it").classes("mm-quiet").props('role="status"')
@@ -85,6 +87,8 @@ class Peer:
         self._events.show(changes, len(changes))
         self._gone.set_text("" if record else "this peer is not announced now; what is below is the last that was seen of it")
         self._gone.set_visibility(record is None)
+        if self._orders is not None:
+            self._orders.draw()
         if record is None:
             self._title.set_text(one_line(self._peer))
             return

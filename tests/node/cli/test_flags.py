@@ -70,6 +70,7 @@ FLAGS = {
             "--max-seconds",
             "--allow-origin",
             "--runs-dir",
+            "--operator-key",
             "--blocks",
             "--num-blocks",
             "--ends",
@@ -100,6 +101,7 @@ FLAGS = {
             "--max-seconds",
             "--allow-origin",
             "--runs-dir",
+            "--operator-key",
             "--dtype",
             "--patience",
         ),
@@ -131,7 +133,7 @@ def test_the_commands_and_their_flags_are_these() -> None:
     assert surface(group.commands["cache"].commands["prune"]) == prune
     keys = group.commands["keys"].commands
     assert {name: surface(command) for name, command in keys.items()} == {
-        "add": ["NAME", "--requests-per-minute", "--tokens-per-day", "--json", "--data-dir"],
+        "add": ["NAME", "--requests-per-minute", "--tokens-per-day", "--operator", "--json", "--data-dir"],
         "list": ["--json", "--data-dir"],
         "revoke": ["NAME", "--json", "--data-dir"],
     }

@@ -31,7 +31,9 @@ def test_a_key_is_printed_once_and_listed_without_what_is_secret(tmp_path: Path)
     assert second.startswith("bob  made 20") and second.endswith("UTC, no limits")
     found = json.loads(keys(tmp_path, "list", "--json")[1])
     assert found["file"] == str(tmp_path / "gateway_keys.json")
-    assert [set(one) for one in found["keys"]] == [{"name", "made_unix_s", "requests_per_minute", "tokens_per_day"}] * 2
+    assert [set(one) for one in found["keys"]] == [
+        {"name", "made_unix_s", "requests_per_minute", "tokens_per_day", "is_operator"}
+    ] * 2
     assert [one["tokens_per_day"] for one in found["keys"]] == [200_000, None]
     match = api_keys.matching(api_keys.read(tmp_path / api_keys.FILE), secret)
     assert match is not None and match.name == "alice"

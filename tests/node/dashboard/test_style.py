@@ -16,6 +16,7 @@ ON_BARS = ("load-0", "load-1", "load-2", "load-3", "joining", "draining", "silen
 PAIRS = [
     *((text, ground) for text in ("ink", "quiet", "link", "bad", "good") for ground in ("ground", "card", "track")),
     ("on-accent", "accent"),
+    ("on-bad", "bad"),
     *(("on-load", bar) for bar in ON_BARS),
 ]
 """Text, and what it stands on."""
