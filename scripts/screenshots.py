@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from swarm.peer import operator  # noqa: E402
 from tests.browser import MISSING, Browser, is_here, open_browser  # noqa: E402
 from tests.end_to_end.processes import ProcessPool  # noqa: E402
 from tests.end_to_end.training_swarm import TrainingSwarm, write_short_run  # noqa: E402
@@ -67,7 +68,9 @@ def take(pool: ProcessPool, browser: Browser, folder: Path) -> None:
     subprocess.run([sys.executable, ROOT / "scripts" / "make_model.py", model, "--seconds", str(MODEL_SECONDS)], check=True)
     blocks = _num_blocks(model)
     half = blocks // 2
-    first = pool.node(str(model), "--blocks", f"0:{half}", "--name", "kitchen")
+    key, operators = pool.folder / "operator.key", pool.folder / "operators.txt"
+    operators.write_text(f"{operator.make(key)}\n")
+    first = pool.node(str(model), "--blocks", f"0:{half}", "--name", "kitchen", "--operators", str(operators))
     peer = ("--peer", first.said["multiaddr"])
     doomed = pool.node(str(model), "--blocks", f"{half}:{blocks}", "--name", "attic", *peer)
     pool.node(str(model), "--blocks", f"{half}:{blocks}", "--name", "cellar", *peer)
@@ -77,7 +80,7 @@ def take(pool: ProcessPool, browser: Browser, folder: Path) -> None:
     training.node("trainee", "0:3", "--name", "trainee")
     training.trainer("trainer", "--name", "laptop")
     arguments = ["--no-lan", "--data-dir", str(pool.folder / "gateway"), "--runs-dir", str(training.folder.parent), "--port", "0"]
-    gateway = pool.start("gateway", ["serve", "prose", *peer, *arguments])
+    gateway = pool.start("gateway", ["serve", "prose", *peer, *arguments, "--operator-key", str(key)])
     gateway.wait_for("ready")
     home = gateway.said["page"]
     pages = {
@@ -92,6 +95,7 @@ def take(pool: ProcessPool, browser: Browser, folder: Path) -> None:
     browser.until_text("died", ".mm-events", 10)  # before it is forgotten
     for page, url in pages.items():
         _wide(browser, page, url, folder)
+    _orders(browser, f"{pages['peer']}?order=drain", folder)
     browser.devtools("Emulation.setScrollbarsHidden", hidden=True)  # as on a telephone
     for scheme in ("light", "dark"):
         narrow = [_narrow(browser, page, url, scheme, pool.folder) for page, url in pages.items()]
@@ -118,6 +122,14 @@ def _wide(browser: Browser, page: str, url: str, folder: Path) -> None:
         _open(browser, page, url)
         _whole(browser, WIDE[0], scheme, WIDE[1] if page == "map" else MAX_HEIGHT)
         _shoot(browser, folder / f"page-{page}{'' if scheme == 'light' else '-dark'}.png")
+
+
+def _orders(browser: Browser, url: str, folder: Path) -> None:
+    browser.size(WIDE[0], 660)
+    browser.open(url)
+    browser.until_text("Cancel", ".mm-confirm", 30)
+    time.sleep(0.5)
+    _shoot(browser, folder / "page-orders.png")
 
 
 def _narrow(browser: Browser, page: str, url: str, scheme: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Gives the orders of the page's visitors, in the name of the gateway's operator.
+"""Gives orders of the page's visitors, as the gateway's operator.
 
 A visitor may press if the gateway has no keys, and so is for the users of its own machine, or if the visitor's key was made with
 `--operator`. That is asked anew at every press. The operator's key stays here: a browser never sees it.

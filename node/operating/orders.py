@@ -143,6 +143,8 @@ class Orders:
         if not self._announcement.is_leaving:
             self._dispatcher.is_paused = self._announcement.is_leaving = True
             self._tasks.keep(self._leave(), "leaving by an order")
+        if not self._dispatcher.num_sessions:
+            return "leaves the swarm: no session is open"
         return f"leaves the swarm: {self._open_sessions()} served here for {self._drain_s:.0f} s at most, then by other nodes"
 
     async def _tell(self) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from node.watching.look import Look
+from node.watching.model_rows import PAUSED
 from protocols.defaults import PROTOCOL_VERSION
 from protocols.hosted import Hosted
 from protocols.records import PeerRecord
@@ -37,7 +38,7 @@ def facts(record: PeerRecord, look: Look) -> Iterator[tuple[str, str]]:
         "answers",
         "no" if record.peer in look.silent else "not asked yet" if trip is None else f"yes, in {trip:.1f} ms from here",
     )
-    yield "state", one_line(record.state)
+    yield "state", PAUSED if record.paused else one_line(record.state)
     yield "software", one_line(record.software) or "not said"
     yield "protocol", f"versions {record.protocol[0]} to {record.protocol[1]}"
     yield "addresses", one_line(", ".join(record.addresses)) or "none"
@@ -57,6 +58,8 @@ def fixes(record: PeerRecord, look: Look) -> Iterator[str]:
     """What its owner can do, each a sentence."""
     if record.peer in look.silent:
         yield "It announced itself and does not answer: its process has ended, or its machine or network is down. Start it again."
+    if record.paused:
+        yield "An operator has paused it, so it takes no new sessions: resume it here, or by swarm operator resume."
     if record.reachable is False:
         yield (
             "Other peers cannot dial it: forward its two ports (PORT and PORT + 1) at the router and pass --announce HOST:PORT, or let the "

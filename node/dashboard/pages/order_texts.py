@@ -52,7 +52,8 @@ def question(action: str, who: str, alone: Sequence[str] = ()) -> str:
     """What a visitor is asked to confirm. alone: what no other node serves."""
     ends = action in ("pause", "drain", "kill")
     gap = f" No other node serves {', and '.join(alone)}: without it they are missing." if alone and ends else ""
-    return f"{NAMES[action]}: {who}? {SAYS[action]}{gap}"
+    asked = f"Which peer shall {who} ban?" if action == "ban" else f"{NAMES[action]} {who}?"
+    return f"{asked} {SAYS[action]}{gap}"
 
 
 def left(seconds: int) -> str:
