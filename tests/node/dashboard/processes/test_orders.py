@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 from selenium.webdriver.common.keys import Keys
 
@@ -17,6 +18,7 @@ from tests.browser import Browser
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
 from tests.node.dashboard.processes.test_chat import LAST, ask, said
+from tests.node.dashboard.processes.test_door import socket_status
 from tests.node.dashboard.processes.test_map import home
 from tests.node.gateway.processes.conftest import serve
 from tests.node.gateway.processes.toy_gateway import checkpoint_with_long_context
@@ -61,11 +63,22 @@ def url(fleet: Fleet) -> str:
 
 
 def chat(browser: Browser, url: str, **settings: int) -> None:
-    """Ask in a new page, as soon as it is connected."""
+    """Ask in a page that is connected, in a new conversation."""
     browser.open(url + "page/chat")
     browser.until_text("Send")
-    browser.until(lambda: browser.run("return window.socket?.connected"), what="the page is connected")
+    begin_anew(browser)
     ask(browser, "hello", **settings)
+
+
+def begin_anew(browser: Browser) -> None:
+    """Press until it helps: a page that has just come, or come to the front, may not be connected yet."""
+    browser.until(lambda: browser.run("return window.socket?.connected"), SOON_S, "the page is connected")
+
+    def pressed() -> bool:
+        browser.driver.find_elements("css selector", ".mm-plain")[0].click()
+        return not browser.text(".mm-log")
+
+    browser.until(pressed, SOON_S, "a new conversation")
 
 
 def press(browser: Browser, text: str, within: str = CARD) -> None:
@@ -100,13 +113,12 @@ def test_a_node_is_drained_while_a_chat_streams_and_no_token_changes(browser: Br
     assert used in question and "Only its owner can start it again" in question and "No other node" not in question
     drained = browser.driver.current_window_handle
     browser.driver.switch_to.window(chatting)
-    browser.driver.find_elements("css selector", ".mm-plain")[0].click()
-    browser.until(lambda: not browser.text(".mm-log"))
+    begin_anew(browser)
     ask(browser, "hello")
     browser.until(lambda: len(said(browser)) > 20)
     browser.driver.switch_to.window(drained)
     press(browser, "Yes", f"{CARD} .mm-confirm")
-    browser.until_text("leaves the swarm", CARD, SOON_S)
+    browser.until_text("leaves the swarm: 1 open session", CARD, SOON_S)
     browser.driver.close()
     browser.driver.switch_to.window(chatting)
     browser.until_text("400 tokens answered", LAST, 40)
@@ -156,12 +168,12 @@ def test_pause_resume_and_bans(browser: Browser, fleet: Fleet, url: str) -> None
     assert "Other clients are not touched" in order(
         browser, "Let this gateway avoid it", "no answer of this gateway goes over it"
     )
-    chat(browser, url, most_tokens=5)
+    chat(browser, url)  # settings stay as they were
     browser.until_text("no live peer", LAST, 60)
     browser.open(fleet.page_of(url, "other"))
     order(browser, "Let this gateway use it again", "may go over it again")
-    chat(browser, url, most_tokens=5)
-    browser.until_text("5 tokens answered", LAST, 60)
+    chat(browser, url)  # settings stay as they were
+    browser.until_text("400 tokens answered", LAST, 60)
     assert browser.faults() == []
 
 
@@ -218,8 +230,15 @@ def test_an_ordinary_key_sees_no_button_and_a_revoked_one_presses_in_vain(browse
         str(fleet.pool.folder / "tiny"), "--blocks", "3:6", "--name", "spare", "--peer", fleet.peer, "--operators", str(listed)
     )
     fleet.nodes["spare"] = spare
-    gateway = serve(fleet.pool, "keyed", "tiny", "--peer", fleet.peer, "--operator-key", str(fleet.key))
-    url = home(gateway)
+    friend = ("--allow-origin", "http://friend.example")
+    url = home(serve(fleet.pool, "keyed", "tiny", "--peer", fleet.peer, "--operator-key", str(fleet.key), *friend))
+    cookie = f"murmuration_page={olga}"
+    assert socket_status(url, cookie=cookie) == 101
+    for origin in ("http://friend.example", "http://evil.example"):  # the first one may use the API, and no more
+        assert socket_status(url, cookie=cookie, origin=origin) == 403
+    assert {
+        path for path in httpx.get(url + "openapi.json", headers={"x-api-key": olga}).json()["paths"] if "order" in path
+    } == set()
     enter(browser, url, olga)
     assert browser.until(lambda: dots(browser), SOON_S)
     enter(browser, url, alice)
