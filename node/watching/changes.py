@@ -73,6 +73,8 @@ def _peers(before: Look, now: Look) -> Iterator[Change]:
         elif peer not in new:
             if not was_silent:
                 yield change(now.at_s, "left", f"{who}, which {_hosts(rows)}", peer)
+        elif is_silent and not was_silent and all(row.state == "draining" for _, row in old[peer]):
+            yield change(now.at_s, "left", f"{who}, as it had said: it takes no sessions any more, and does not answer", peer)
         elif is_silent != was_silent:
             kind, what = ("died", "does not answer any more; it") if is_silent else ("returned", "answers again; it")
             yield change(now.at_s, kind, f"{who} {what} {_hosts(old[peer] if is_silent else rows)}", peer)

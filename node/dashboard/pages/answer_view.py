@@ -97,6 +97,7 @@ class AnswerView:
 
     def _report(self, report: Report) -> None:
         self.report = report
+        self._show()  # the last letters come before what is said of them
         speed = f", {report.tokens_per_s:.1f} tokens/s" if report.tokens_per_s else ""
         lost = f"; {counted(report.num_replaced, 'node')} lost on the way, and replaced" if report.num_replaced else ""
         asked = f"{counted(report.num_prompt, 'token')} read, {counted(report.num_new, 'token')} answered"

@@ -48,6 +48,20 @@ def test_a_move_is_told_when_it_begins_and_when_it_is_done() -> None:
     ]
 
 
+def test_a_node_that_is_paused_resumed_or_drained_by_its_operator_is_told_as_such() -> None:
+    units = tuple(replace(one, state="draining") for one in SECOND.hosted)
+    paused, leaving = replace(SECOND, hosted=units, paused=True), replace(SECOND, hosted=units, state="draining")
+    who = f"second …{SECOND.peer[-6:]}"
+    serving, held, gone = look(FIRST, SECOND), look(FIRST, paused), look(FIRST, leaving, silent=(leaving,))
+    assert told(serving, held)[0] == ("paused", f"{who} takes no new sessions of tiny: its operator has paused it")
+    assert [row.state for row in grid_of(held.models[0], held).rows] == ["serving", "paused"]
+    assert told(held, serving)[0] == ("resumed", f"{who} takes new sessions of tiny again")
+    assert [kind for kind, _ in told(look(FIRST, leaving), gone)] == ["left"], "it had said so: that is no death"
+    assert told(gone, look(FIRST)) == [], "its leaving was told"
+    dead = look(FIRST, paused, silent=(paused,))
+    assert [kind for kind, _ in told(held, dead)] == ["died"], "a paused node that vanishes is dead"
+
+
 def test_a_text_of_a_peer_is_one_line_without_control_characters() -> None:
     evil = replace(SECOND, name="\x1b[2J\n\u202e" + "x" * 50)
     (joined, _) = between(look(FIRST), look(FIRST, evil))

@@ -63,16 +63,22 @@ def url(fleet: Fleet) -> str:
 
 
 def chat(browser: Browser, url: str, **settings: int) -> None:
-    """Ask in a page that is connected, in a new conversation."""
+    """Ask in a page that is connected, of a new tab: a tab keeps its conversation and settings."""
+    browser.driver.switch_to.new_window("tab")
     browser.open(url + "page/chat")
     browser.until_text("Send")
-    begin_anew(browser)
+    browser.until(lambda: browser.run("return window.socket?.connected"), SOON_S, "the page is connected")
     ask(browser, "hello", **settings)
 
 
+def close_tab(browser: Browser) -> None:
+    """Back to the one before."""
+    browser.driver.close()
+    browser.driver.switch_to.window(browser.driver.window_handles[-1])
+
+
 def begin_anew(browser: Browser) -> None:
-    """Press until it helps: a page that has just come, or come to the front, may not be connected yet."""
-    browser.until(lambda: browser.run("return window.socket?.connected"), SOON_S, "the page is connected")
+    """Press until it helps: a page that has just come to the front may be late."""
 
     def pressed() -> bool:
         browser.driver.find_elements("css selector", ".mm-plain")[0].click()
@@ -129,6 +135,7 @@ def test_a_node_is_drained_while_a_chat_streams_and_no_token_changes(browser: Br
     browser.open(url)
     browser.until_text("left", ".mm-events")
     events = browser.text(".mm-events")
+    close_tab(browser)
     assert "order" in events and f"this machine: drain at {used} …" in events and "died" not in events
     assert browser.faults() == []
 
@@ -151,8 +158,7 @@ def test_pause_resume_and_bans(browser: Browser, fleet: Fleet, url: str) -> None
     browser.until_text("missing: blocks 3:6", ".mm-verdict", SOON_S)
     browser.until_text("paused", ".mm-grid")
     assert "its operator has paused it" in browser.text(".mm-events")
-    browser.driver.close()
-    browser.driver.switch_to.window(browser.driver.window_handles[0])
+    close_tab(browser)
     order(browser, "Resume", "takes new sessions again")
     press(browser, "Ban a peer there")
     browser.until_text("Cancel", CARD)
@@ -168,12 +174,14 @@ def test_pause_resume_and_bans(browser: Browser, fleet: Fleet, url: str) -> None
     assert "Other clients are not touched" in order(
         browser, "Let this gateway avoid it", "no answer of this gateway goes over it"
     )
-    chat(browser, url)  # settings stay as they were
+    chat(browser, url, most_tokens=5)
     browser.until_text("no live peer", LAST, 60)
+    close_tab(browser)
     browser.open(fleet.page_of(url, "other"))
     order(browser, "Let this gateway use it again", "may go over it again")
-    chat(browser, url)  # settings stay as they were
-    browser.until_text("400 tokens answered", LAST, 60)
+    chat(browser, url, most_tokens=5)
+    browser.until_text("5 tokens answered", LAST, 60)
+    close_tab(browser)
     assert browser.faults() == []
 
 
