@@ -34,6 +34,9 @@ MAX_HEIGHT = 1_600
 SAMPLED = 200
 """The least version whose sample is in the picture: an earlier one says nothing but spaces."""
 
+COLOURS = 128
+"""Of a sheet: a third of the bytes."""
+
 GAP = 12
 """Between two narrow pictures of one sheet, in pixels."""
 
@@ -191,7 +194,7 @@ def _beside(files: Sequence[Path], target: Path) -> None:
     for one in pictures:
         sheet.paste(one, (left, 0))
         left += one.width + GAP
-    sheet.save(target, optimize=True)
+    sheet.quantize(COLOURS).save(target, optimize=True)
     print(target)
 
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from nicegui import ui
 
+SHORT = 40
+"""Letters of a name that stays on one line, if the window is not narrow."""
+
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], num_texts: int = 1) -> None:
     """A table whose first column names each line. num_texts: columns that are text; the others are numbers."""
@@ -20,8 +23,14 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], num
             for row in rows:
                 with ui.element("tr"):
                     for at, cell in enumerate(row):
-                        with ui.element("th" if at == 0 else "td").classes("" if at < num_texts else "mm-number"):
+                        with ui.element("th" if at == 0 else "td").classes(_classes(at, cell, num_texts)):
                             ui.label(cell)
+
+
+def _classes(at: int, cell: str, num_texts: int) -> str:
+    if at >= num_texts:
+        return "mm-number"
+    return "mm-short" if at == 0 and len(cell) <= SHORT else ""
 
 
 def fact_list(facts: Sequence[tuple[str, str]]) -> None:

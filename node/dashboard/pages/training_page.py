@@ -137,7 +137,7 @@ def _facts(view: RunView | None, history: History | None) -> None:
 def _cells(one: Participant) -> tuple[str, ...]:
     row, is_stage = one.row, bool(one.row.state)
     return (
-        label(row.name, row.peer).replace(" ", "\u00a0"), one_line(", ".join(row.roles)), one_line(row.state) or "–",
+        label(row.name, row.peer), one_line(", ".join(row.roles)), one_line(row.state) or "–",
         "–" if row.version is None else str(row.version), str(row.queue) if is_stage else "–",
         f"{one.num_held} of {one.num_micro_batches}" if one.num_micro_batches else "–",
         counted(one.given.num_micro_batches, "micro-batch", is_grouped=True) if one.given else "–",
