@@ -132,11 +132,10 @@ class Orders:
             raise DrainingError("this node is leaving already, and takes no sessions any more")
         self._dispatcher.is_paused = self._announcement.is_paused = is_paused
         await self._tell()
-        return (
-            f"paused: no new session begins, {self._open_sessions()} served to the end"
-            if is_paused
-            else "takes new sessions again"
-        )
+        if not is_paused:
+            return "takes new sessions again"
+        going_on = f", {self._open_sessions()} served to the end" if self._dispatcher.num_sessions else ""
+        return f"paused: no new session begins{going_on}"
 
     async def _drain(self) -> str:
         assert self._announcement is not None

@@ -6,6 +6,7 @@ Two real nodes host the same blocks, so that whatever ends at one goes on at the
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from protocols import services
 from protocols.errors import BadRequestError, FrameError, NotAllowedError, PeerUnreachableError, SwarmError
 from protocols.identity import Identity, from_seed
+from protocols.ids import parse_peer_id
 from protocols.orders import ACTIONS, Order, OrderReply
 from swarm.client import SwarmModelForCausalLM
 from swarm.peer import operator
@@ -26,7 +28,7 @@ from swarm.rpc import ChannelPool, status
 from tests.end_to_end.local_swarm import Watcher, greedy
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
-from tests.node.cli.test_commands import eventually
+from tests.node.cli.test_commands import eventually, run
 
 OPERATOR, STRANGER, BANNED, CLIENT = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
 OnToken = Callable[[int, Any], None]
@@ -240,6 +242,46 @@ def test_a_ban_ends_the_sessions_of_a_client_survives_kill_9_and_expires(pair: P
     assert why_refused(node, BANNED) == "banned"
     order(node, "ban", peer=BANNED.peer_id, seconds=1)  # a shorter one, which ends soon
     assert eventually(lambda: not order(node, "ask").bans and why_refused(node, BANNED) == "no operator")
+
+
+def test_the_command_line_finds_a_node_by_name_end_or_address_and_says_what_it_did(pair: Pair, tmp_path: Path) -> None:
+    key, peer, address = tmp_path / "operator.key", pair.first.said["peer"], pair.first.said["multiaddr"]
+    key.touch(mode=0o600)
+    key.write_bytes(OPERATOR.private_bytes)
+    way = ("--peer", address, "--no-lan", "--operator-key", str(key), "--data-dir", str(tmp_path))
+    code, out, err = run("operator", "ask", "first", *way, "--json")
+    said = json.loads(out)
+    assert (code, said["node"], said["name"], said["state"], said["may"]) == (0, peer, "first", "serving", list(ACTIONS)), err
+    code, out, err = run("operator", "pause", peer[-6:], *way)
+    assert code == 0 and out.startswith(f"first {peer}: paused: no new session begins"), err
+    by_address = ("--no-lan", "--operator-key", str(key), "--data-dir", str(tmp_path))
+    code, out, err = run("operator", "ban", address, BANNED.peer_id, "--seconds", "60", *by_address)
+    assert code == 0 and "is refused and not called for 60 seconds" in out, err
+    code, out, err = run("operator", "ask", address, *by_address)
+    assert (
+        code == 0 and f"paused\nyou may order: drain, pause, resume, ban, unban, kill\nbans …{BANNED.peer_id[-6:]} for " in out
+    ), err
+    assert run("operator", "unban", address, BANNED.peer_id, *by_address)[0] == run("operator", "resume", peer, *way)[0] == 0
+    code, out, err = run("operator", "drain", "third", *way)
+    assert (code, out) == (2, "") and "no node of the swarm is called 'third': expected a PeerID" in err
+    code, out, err = run("operator", "ban", "first", "bob", *way)
+    assert (code, out) == (2, "") and "not an Ed25519 PeerID" in err
+
+
+def test_a_key_that_is_new_or_that_others_may_read_orders_nothing(pair: Pair, tmp_path: Path) -> None:
+    key, rest = tmp_path / "operator.key", ("--no-lan", "--data-dir", str(tmp_path))
+    address = pair.first.said["multiaddr"]
+    code, out, err = run("operator", "drain", address, *rest)
+    assert (code, out) == (2, "") and "make one: swarm operator new" in err
+    code, out, err = run("operator", "new", "--data-dir", str(tmp_path))
+    assert code == 0 and parse_peer_id(out.strip()) and key.stat().st_mode & 0o777 == 0o600, err
+    assert run("operator", "new", "--data-dir", str(tmp_path))[0] == 2, "nodes may know the first one"
+    code, said, err = run("operator", "drain", address, *rest)
+    assert (code, said) == (3, "") and f"takes no orders from {out.strip()}" in err and "--operators FILE" in err
+    key.chmod(0o640)
+    code, said, err = run("operator", "drain", address, *rest)
+    assert (code, said) == (2, "") and "chmod 600" in err
+    assert not pair.first.has_ended()
 
 
 def test_an_operator_that_is_taken_off_the_list_orders_no_more(pair: Pair) -> None:
