@@ -1,4 +1,4 @@
-"""LiteLLM gets what the other clients get, by three of the gateway's APIs.
+"""LiteLLM gets what other clients get, by three APIs.
 
 It runs in a process of its own: its import takes seconds, and changes logging and warnings of a process.
 """
