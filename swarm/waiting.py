@@ -74,6 +74,10 @@ def loading(what: str) -> Wait:
     return Wait(kind="loading", text=f"loading {what}")
 
 
+def trying(span: Span) -> Wait:
+    return Wait(kind="loading", text=f"trying which engine is exact on blocks {span}")
+
+
 def converting(what: str) -> Wait:
     return Wait(kind="converting", text=f"converting {what}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,12 +62,11 @@ class HostMaker:
         beside_bytes = await asyncio.to_thread(unit_bytes, self.checkpoint, units.Ends(), self._kind)
         beside, reason = self._choose_beside(span, beside_bytes)
         await self.source.fetch([units.Blocks.of(span), *beside])
-        text = f"blocks {span}, and trying which engine is exact on them"
-        with self.waits.on(waiting.loading(text)):
-            blocks = await asyncio.to_thread(self._load, span)
+        with self.waits.on(waiting.loading(f"blocks {span}")) as progress:
+            blocks = await asyncio.to_thread(self._load, span, progress)
         with self.waits.on(waiting.loading("embedding and head")):
             ends = await self._take_ends() if beside else None
-        with self.waits.on(waiting.loading(text)):
+        with self.waits.on(waiting.trying(span)):
             limit_bytes = self._limit_bytes(span, free_bytes - (beside_bytes if beside else 0))
             engines = await self._build(HostUnits(blocks=blocks, ends=ends), limit_bytes)
             block_ms = await asyncio.to_thread(measure_ms, engines.engine) / len(span)
@@ -140,8 +140,8 @@ class HostMaker:
             return None
         return LoadedUnit(units.Ends(), loaded, self.presence.weights)
 
-    def _load(self, span: Span) -> LoadedUnit[SpanParts]:
-        _, parts = load_parts(self.checkpoint, span, dtype=self._kind, device=self.device)
+    def _load(self, span: Span, progress: Callable[[int, int], None]) -> LoadedUnit[SpanParts]:
+        _, parts = load_parts(self.checkpoint, span, dtype=self._kind, device=self.device, on_read=progress)
         return LoadedUnit(units.Blocks.of(span), parts, self.presence.weights)
 
     def _limit_bytes(self, span: Span, free_bytes: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ from swarm.models.span import SpanModule
 
 MAX_OUTER_VALUES = 1 << 28
 """Numbers that a span makes beyond what is stored for it (position tables, mask buffers): an honest model makes some million."""
+
+OnRead = Callable[[int, int], None]
 
 _LOADING = threading.Lock()  # from_pretrained sets process-wide defaults while it works
 
@@ -80,13 +82,18 @@ def load_span(checkpoint: Checkpoint, span: Span, *, dtype: torch.dtype, device:
 
 
 def load_parts(
-    checkpoint: Checkpoint, span: Span, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+    checkpoint: Checkpoint,
+    span: Span,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    on_read: OnRead = lambda done, total: None,
 ) -> tuple[SpanModule, SpanParts]:
-    """As `load_span`, and what cuts parts out of these blocks later."""
+    """As `load_span`, and what cuts parts out of these blocks later. on_read: told (numbers that were read, all of them), by any thread."""
     if span.stop > checkpoint.num_blocks:
         raise BadRequestError(f"blocks {span} of {checkpoint.name}: it has only blocks 0:{checkpoint.num_blocks}")
     with _translated(checkpoint, f"blocks {span}"):
-        model = _load(checkpoint, span.start, span.stop, dtype).to(device).eval()
+        model = _load(checkpoint, span.start, span.stop, dtype, on_read).to(device).eval()
         parts = SpanParts(model, span, dtype)
         model.requires_grad_(False)
         shorten(model, span.start, span.stop)
@@ -119,14 +126,14 @@ def stored_names(checkpoint: Checkpoint, unit: Blocks | Ends, dtype: torch.dtype
         return sorted(_needed(probe, checkpoint, start, stop).values())
 
 
-def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype) -> Any:
+def _load(checkpoint: Checkpoint, start: int, stop: int, dtype: torch.dtype, on_read: OnRead = lambda done, total: None) -> Any:
     config = copy.deepcopy(checkpoint.config)
     with _LOADING, _quiet():
         probe = meta_model(config, start, stop, dtype)
         needed = _needed(probe, checkpoint, start, stop)
         _check_size(probe, sum(checkpoint.tensors[name].num_values for name in needed.values()))
         prefix = blocks_prefix(probe, probe.swarm_location.blocks) if start < stop else ""
-        with _slices(checkpoint, needed) as slices:
+        with _slices(checkpoint, needed, on_read) as slices:
             cls = pruned(model_class(config), start, stop)
             model, info = cls.from_pretrained(
                 None, config=causal_config(config), dtype=dtype, state_dict=slices, output_loading_info=True
@@ -183,7 +190,7 @@ def _check_size(probe: Any, stored_values: int) -> None:
 
 
 @contextmanager
-def _slices(checkpoint: Checkpoint, needed: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _slices(checkpoint: Checkpoint, needed: Mapping[str, str], on_read: OnRead) -> Iterator[dict[str, Any]]:
     """Lazy slices, by new name; only files that hold a needed tensor are opened."""
     absent = sorted(name for name in needed.values() if not checkpoint.tensors[name].file.exists())
     if absent:
@@ -194,7 +201,38 @@ def _slices(checkpoint: Checkpoint, needed: Mapping[str, str]) -> Iterator[dict[
     with ExitStack() as stack:
         paths = {checkpoint.tensors[name].file for name in needed.values()}
         files: dict[Path, Any] = {path: stack.enter_context(safe_open(str(path), "pt")) for path in paths}
-        yield {new: files[checkpoint.tensors[old].file].get_slice(old) for new, old in needed.items()}
+        count = _Count(sum(checkpoint.tensors[old].num_values for old in needed.values()), on_read)
+        yield {
+            new: _Counted(files[checkpoint.tensors[old].file].get_slice(old), checkpoint.tensors[old].num_values, count)
+            for new, old in needed.items()
+        }
+
+
+class _Count:
+    """How much of a model was read; from any thread."""
+
+    def __init__(self, total: int, on_read: OnRead) -> None:
+        self._lock, self._done, self._total, self._on_read = threading.Lock(), 0, total, on_read
+
+    def add(self, num_values: int) -> None:
+        with self._lock:
+            self._done = min(self._total, self._done + num_values)
+            self._on_read(self._done, self._total)
+
+
+class _Counted:
+    """A lazy slice of a file, which counts what is read of it."""
+
+    def __init__(self, part: Any, num_values: int, count: _Count) -> None:
+        self._part, self._num_values, self._count = part, num_values, count
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._part[index]
+        self._count.add(self._num_values)
+        return found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from protocols.errors import BadRequestError, CheckpointError, ModelNotSupported
 from protocols.ids import Span
 from protocols.units import Blocks, Ends
 from swarm.models.checkpoint import open_checkpoint
-from swarm.models.loading import EndsModel, load_ends, load_span, stored_names
+from swarm.models.loading import EndsModel, load_ends, load_parts, load_span, stored_names
 from tests.families import LISTED, OTHERS, REFUSED, Checkpoints
 
 RETURNS_TUPLE = {"falcon_alibi", "falcon_rotary", "bloom", "gpt_neo", "gptj", "mpt", "falcon_h1", "openai_gpt"}
@@ -102,6 +102,14 @@ def test_a_span_reads_only_the_files_that_hold_its_tensors(checkpoints: Checkpoi
     assert len(others) >= 5 and len(needed) >= 5
     pairs = zip(reference.layers.parameters(), span.layers.parameters(), strict=True)
     assert all(torch.equal(mine, yours) for mine, yours in pairs)
+
+
+def test_loading_says_how_much_of_the_blocks_was_read(checkpoints: Checkpoints) -> None:
+    checkpoint = open_checkpoint(checkpoints("llama"))
+    told: list[tuple[int, int]] = []
+    load_parts(checkpoint, Span(0, 2), dtype=torch.float32, on_read=lambda done, total: told.append((done, total)))
+    total = sum(checkpoint.tensors[name].num_values for name in stored_names(checkpoint, Blocks(0, 2)))
+    assert told == sorted(told) and told[-1] == (total, total) and len(told) > 10
 
 
 def test_a_span_holds_its_own_weights_and_no_ends(checkpoints: Checkpoints) -> None:
