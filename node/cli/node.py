@@ -85,7 +85,7 @@ def host(
         else:
             with Switching(config.train_hours) as switching:
                 await run_node(config, switching.heard(hear), progress.show, waits, switching.switch)
-        signal.raise_signal(signal.SIGTERM)  # an operator has ordered it: the rest of this process ends as by the signal
+        _last_resort(last_resort_s())  # an operator has ordered it: the rest of this process ends as by a signal
 
     with (
         following(otlp, "node", config.name) as telemetry,
@@ -175,10 +175,7 @@ def run_until_signalled(
     with contextlib.ExitStack() as ending:
 
         def on_signal() -> None:
-            last_resort = threading.Timer(last_resort_s(), _give_up)
-            last_resort.daemon = True
-            last_resort.start()
-            ending.callback(last_resort.cancel)
+            ending.callback(_last_resort(last_resort_s()).cancel)
 
         asyncio.run(_until_signalled(serve, on_signal))
 
@@ -207,6 +204,14 @@ async def _until_signalled(serve: Callable[[], Coroutine[object, object, None]],
     except asyncio.CancelledError:
         if not was_signalled:
             raise
+
+
+def _last_resort(after_s: float) -> threading.Timer:
+    """End the process then, whatever goes on."""
+    timer = threading.Timer(after_s, _give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _give_up() -> None:
