@@ -111,9 +111,11 @@ async def _announced(us: ThinPeer) -> list[PeerRecord]:
 def _one_of(node: str, records: Sequence[PeerRecord]) -> Target:
     """The only node that is called so. Names are claims, and two may have one: then a PeerID says which."""
     end = node.removeprefix("…")
-    found = [
-        one for one in records if one.peer == node or one.name == node or (len(end) >= LEAST_LETTERS and one.peer.endswith(end))
-    ]
+    found = [one for one in records if one.peer == node]  # whatever others call themselves
+    if not found:
+        found = [one for one in records if one.name == node or (len(end) >= LEAST_LETTERS and one.peer.endswith(end))]
+    if found and found[0].peer != node and _is_peer(node):
+        found = []
     if not found:
         raise BadRequestError(
             f"no node of the swarm is called {node[:80]!r}: expected a PeerID, its last {LEAST_LETTERS} letters or more, a name, or an "
@@ -124,6 +126,14 @@ def _one_of(node: str, records: Sequence[PeerRecord]) -> Target:
         raise ConfigError(f"{counted(len(found), 'node')} are called {node[:80]!r}: name one by its PeerID ({listed})")
     one = found[0]
     return Target(one.peer, one.name, one.addresses, one.certificate)
+
+
+def _is_peer(text: str) -> bool:
+    try:
+        parse_peer_id(text)
+    except BadRequestError:
+        return False
+    return True
 
 
 def _text(target: Target, reply: OrderReply) -> str:

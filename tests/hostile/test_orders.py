@@ -9,6 +9,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import grpc.aio
 import pytest
 import torch
 
+from node.cli import operating
 from protocols import services
-from protocols.errors import BadRequestError, FrameError, NotAllowedError, PeerUnreachableError, SwarmError
+from protocols.errors import BadRequestError, ConfigError, FrameError, NotAllowedError, PeerUnreachableError, SwarmError
 from protocols.identity import Identity, from_seed
-from protocols.ids import parse_peer_id
+from protocols.ids import Span, parse_peer_id
 from protocols.orders import ACTIONS, Order, OrderReply
 from swarm.client import SwarmModelForCausalLM
 from swarm.peer import operator
@@ -29,6 +31,7 @@ from tests.end_to_end.local_swarm import Watcher, greedy
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
 from tests.node.cli.test_commands import eventually, run
+from tests.node.dashboard.made_swarm import made_record
 
 OPERATOR, STRANGER, BANNED, CLIENT = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
 OnToken = Callable[[int, Any], None]
@@ -266,6 +269,17 @@ def test_the_command_line_finds_a_node_by_name_end_or_address_and_says_what_it_d
     assert (code, out) == (2, "") and "no node of the swarm is called 'third': expected a PeerID" in err
     code, out, err = run("operator", "ban", "first", "bob", *way)
     assert (code, out) == (2, "") and "not an Ed25519 PeerID" in err
+
+
+def test_a_node_that_calls_itself_like_another_gets_none_of_its_orders() -> None:
+    real, thief = (made_record(number, Span(0, 3), 6, f"node{number}") for number in (1, 2))
+    named = replace(thief, name=real.peer)
+    assert operating._one_of(real.peer, [named, real]).peer == real.peer
+    with pytest.raises(BadRequestError, match="no node of the swarm is called"):
+        operating._one_of(real.peer, [named])
+    for name in (real.name, real.peer[-6:]):
+        with pytest.raises(ConfigError, match=f"2 nodes are called '{name}': name one by its PeerID"):
+            operating._one_of(name, [replace(thief, name=name), real])
 
 
 def test_a_key_that_is_new_or_that_others_may_read_orders_nothing(pair: Pair, tmp_path: Path) -> None:
