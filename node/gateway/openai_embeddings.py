@@ -20,7 +20,6 @@ from node.gateway.gateway import Gateway
 from node.gateway.hanging_up import while_listening
 from node.gateway.meter import Meter
 from node.gateway.openai_completions import TokenIds
-from swarm import log_ids
 
 
 class EmbeddingsBody(Strict):
@@ -60,11 +59,9 @@ def route(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post("/v1/embeddings")
     async def openai_embeddings(body: EmbeddingsBody, http: HttpRequest) -> Response:
-        number = f"embd-{numbering.number()}"
-        log_ids.request_is(number)
         async with admitted(gateway.places, http) as meter:
             content = await while_listening(http, work(body, meter))
-        return Response(content, 200, {"x-request-id": number}, "application/json")
+        return Response(content, 200, {"x-request-id": f"embd-{numbering.number()}"}, "application/json")
 
     async def work(body: EmbeddingsBody, meter: Meter) -> bytes:
         made = await embeddings(await gateway.models.get(body.model), body.request(), meter)
