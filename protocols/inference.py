@@ -119,7 +119,10 @@ class Step:
             header["times"] = self.times
         if self.trace:
             header["trace"] = self.trace
-        return frame.encode(header, [self.payload.data, spec.mask] if spec.mask else [self.payload.data])
+        if spec.changes:
+            header["changes"] = len(spec.changes)
+        second = spec.changes + spec.mask
+        return frame.encode(header, [self.payload.data, second] if second else [self.payload.data])
 
     @classmethod
     def parse(cls, received: frame.Frame) -> Step:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from protocols import fields
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError
+from protocols.logit_changes import MAX_CHANGES_BYTES
 
 WANT_NONE, WANT_ALL = 0, -1
 MAX_WANT = 1 << 16
@@ -49,9 +50,12 @@ class StepSpec:
     mask: bytes = field(default=b"", repr=False)
     """Which tokens count for the largest logits, a bit for each id of the vocabulary: bit `id % 8` of byte `id // 8`; empty = all. It holds
     for every token that comes back, so a step with a mask mostly wants one. If too few are allowed, others follow, below `EXCLUDED`."""
+    changes: bytes = field(default=b"", repr=False)
+    """How single logits are changed before that, as `LogitChanges` packs it; empty = not at all. It holds for every token that comes back.
+    A node that does not know it finds a mask of a wrong size, and refuses the step."""
     temperature: float = 0.0
     """Above 0: beside the largest logits comes, for each token, the logarithm of the sum of exp(logit / temperature) over all logits that
-    the mask allows. With it, a client knows how likely the largest are, and needs no others."""
+    the mask allows, as they were changed. With it, a client knows how likely the largest are, and needs no others."""
     priority: int = 0
     """Below 0: others go first. Above 0 counts as 0, for as long as nodes cannot tell a contributor from an untrusted peer."""
 
@@ -70,6 +74,7 @@ class StepSpec:
             raise BadRequestError(f"want is -1 for all tokens, 0 for none, or up to {MAX_WANT} tokens; got {self.want}")
         _check_top(self.top, self.result)
         _check_mask(self.mask, self.result)
+        _check_changes(self.changes, self.result)
         _check_temperature(self.temperature, self.result)
         if not self.is_thin and self.result != "hidden":
             raise BadRequestError(
@@ -78,7 +83,9 @@ class StepSpec:
 
     def wanting(self, want: int) -> StepSpec:
         """The same for a prefill chunk of the step, which wants `want` of its tokens."""
-        return self if want == self.want else replace(self, want=want, mask=self.mask if want else b"")
+        if want == self.want:
+            return self
+        return replace(self, want=want) if want else replace(self, want=0, mask=b"", changes=b"")
 
     def answered(self, kept: tuple[int, ...]) -> tuple[int, ...]:
         """Tokens of each sequence in the reply, of which `kept` are wanted: a sum is one."""
@@ -95,19 +102,23 @@ class StepSpec:
         return StepSpec(kind=self.kind, priority=self.priority)
 
     @classmethod
-    def parse(cls, header: fields.Header, mask: bytes = b"") -> StepSpec:
+    def parse(cls, header: fields.Header, second: bytes = b"") -> StepSpec:
         """From the header of a step, and its second buffer; BadRequestError if a field is out of its bounds."""
+        size = fields.integer(header, "changes", 0, min(len(second), MAX_CHANGES_BYTES)) if "changes" in header else 0
+        changes, mask = second[:size], second[size:]
         spec = cls(
             want=fields.integer(header, "want", -1, MAX_WANT),
             kind=fields.one_of(header, "kind", KINDS),
             result=fields.one_of(header, "result", RESULTS),
             top=fields.integer(header, "top", 0, MAX_TOP),
             mask=mask,
+            changes=changes,
             temperature=fields.number(header, "temperature", 0, MAX_TEMPERATURE) if "temperature" in header else 0.0,
             priority=fields.integer(header, "priority", -100, 100),
         )
         _check_top(spec.top, spec.result)
         _check_mask(spec.mask, spec.result)
+        _check_changes(spec.changes, spec.result)
         _check_temperature(spec.temperature, spec.result)
         return spec
 
@@ -125,6 +136,13 @@ def _check_mask(mask: bytes, result: str) -> None:
     if mask and (result != "top" or len(mask) > MAX_MASK_BYTES):
         raise BadRequestError(
             f"a mask of tokens is for the largest logits and has at most {MAX_MASK_BYTES} bytes; got {len(mask)} for {result!r}"
+        )
+
+
+def _check_changes(changes: bytes, result: str) -> None:
+    if changes and (result != "top" or len(changes) > MAX_CHANGES_BYTES):
+        raise BadRequestError(
+            f"changes are for the largest logits and have at most {MAX_CHANGES_BYTES} bytes; got {len(changes)} for {result!r}"
         )
 
 

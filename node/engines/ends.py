@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from protocols.errors import BadRequestError
+from protocols.logit_changes import LogitChanges
 from swarm.inference.compute import EndsShape
 from swarm.models.loading import EndsModel
 from swarm.models.stand_in import Tap, replace_blocks
@@ -186,6 +187,23 @@ def _by_sequence(
             stop = at + stretch.count
             yield values[at:stop], stretch, None if positions is None else positions[at:stop]
             at = stop
+
+
+def changed(logits: Tensor, changes: LogitChanges) -> Tensor:
+    """Float32 logits [T', V] with these changes, as numpy makes them at a client that has all logits: to the last bit."""
+
+    def of(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=logits.device)
+
+    made, penalty = logits.clone(), of([changes.penalty])
+    for pairs, sign in ((changes.bias, 1), ((), 0), (changes.less, -1)):
+        if not sign and changes.repeated:
+            repeated = list(changes.repeated)
+            seen = made[:, repeated]
+            made[:, repeated] = torch.where(seen < 0, seen * penalty, seen / penalty)
+        elif pairs:
+            made[:, [token for token, _ in pairs]] += sign * of([value for _, value in pairs])
+    return made
 
 
 def allowed(logits: Tensor, mask: bytes) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from node.device.pending import Chunk
 from node.engines import ends as own_ends
+from protocols.logit_changes import LogitChanges
 from protocols.step_spec import StepSpec
 from swarm.inference import chunks
 from swarm.inference.compute import Output
@@ -110,6 +111,7 @@ def _answer(chunk: Chunk, found: Tensor, is_shared: bool) -> Output:
 
 def _of_logits(spec: StepSpec, logits: Tensor, is_shared: bool) -> Output:
     if spec.result == "top":
+        logits = own_ends.changed(logits, LogitChanges.parse(spec.changes, logits.shape[-1])) if spec.changes else logits
         logits = own_ends.allowed(logits, spec.mask) if spec.mask else logits
         values, ids = own_ends.top(logits, spec.top)
         return Output(values=values, ids=ids, totals=own_ends.totals(logits, spec.temperature) if spec.temperature else None)

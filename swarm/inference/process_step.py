@@ -18,6 +18,7 @@ from protocols import compression, tensors
 from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, InternalError, NonsenseError, SpanNotServedError
 from protocols.inference import WANT_NONE, History, Reply, Step, StepSpec
+from protocols.logit_changes import LogitChanges
 from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.inference import chunks
@@ -123,6 +124,8 @@ def _check_reply_size(spec: StepSpec, counts: Sequence[int], vocab_size: int) ->
         )
     if spec.top > vocab_size:
         raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
+    if spec.changes:
+        LogitChanges.parse(spec.changes, vocab_size)
     if spec.mask and len(spec.mask) != (vocab_size + 7) // 8:
         raise BadRequestError(f"a mask of {vocab_size} tokens has {(vocab_size + 7) // 8} bytes, got {len(spec.mask)}")
 

@@ -119,21 +119,23 @@ class TokenSequence:
         self._crop += tokens
         del self.held[len(self.held) - tokens :]
 
-    async def feed(self, ids: Sequence[int], want: int, top: int, mask: bytes = b"", temperature: float = 0.0) -> list[Position]:
+    async def feed(
+        self, ids: Sequence[int], want: int, top: int, mask: bytes = b"", temperature: float = 0.0, changes: bytes = b""
+    ) -> list[Position]:
         """Send tokens; the logits after each of the last `want`: the `top` largest of those that `mask` allows (`StepSpec.mask`).
 
-        If `top` is 0: all, also those that it does not. temperature: as `StepSpec.temperature`.
+        If `top` is 0: all, also those that it does not, and as the model gives them. temperature, changes: as `StepSpec` has them.
         """
         ops = (Crop(self._crop),) if self._crop else ()
         tokens = WireTensor("int32", (len(ids),), "none", struct.pack(f"<{len(ids)}i", *ids))
         spec = StepSpec(kind="ids", want=want, result="top" if top else "logits", top=top)
         if top:
-            spec = replace(spec, mask=mask, temperature=temperature)
+            spec = replace(spec, mask=mask, temperature=temperature, changes=changes)
         output = await self.session.step(ops, (len(ids),), tokens, spec)
         self._crop = 0
         self.trips += 1
         self.held += ids
-        return _positions(output, want)
+        return _positions(output, want, bool(top and changes))
 
     async def ask_again(self) -> Position:
         """All logits after the last token, which is computed once more."""
@@ -142,14 +144,15 @@ class TokenSequence:
         return (await self.feed([last], 1, 0))[0]
 
 
-def _positions(output: Output, want: int) -> list[Position]:
+def _positions(output: Output, want: int, is_changed: bool) -> list[Position]:
     values = memoryview(output.values.data).cast("B")
     size = len(values) // want
     if output.ids is None:
         return [Position(values[at * size : (at + 1) * size]) for at in range(want)]
     ids = memoryview(output.ids.data).cast("B")
     totals = [None] * want if output.totals is None else list(struct.unpack(f"<{want}f", output.totals.data))
-    return [Position(values[at * size : (at + 1) * size], ids[at * size : (at + 1) * size], totals[at]) for at in range(want)]
+    cuts = [slice(at * size, (at + 1) * size) for at in range(want)]
+    return [Position(values[cut], ids[cut], total, is_changed) for cut, total in zip(cuts, totals, strict=True)]
 
 
 async def generate(
@@ -172,10 +175,12 @@ async def generate(
     said, new = list(prompt), list(prompt[len(sequence.held) :])
     while True:
         guesses = list(propose(said))[: left - 1] if propose and left > 1 else []
-        top = chooser.asks([*said, *guesses], len(prompt))
+        changes = b"" if guesses else chooser.changes(said, len(prompt), limits.vocab_size or 0)
+        top = chooser.asks([*said, *guesses], len(prompt), bool(changes))
         top = 0 if limits.vocab_size is not None and top >= limits.vocab_size else top
         mask = b"" if constraint is None else await constraint.mask()
-        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top, mask, chooser.temperature)
+        temperature = chooser.temperature_of(bool(changes))
+        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top, mask, temperature, changes)
         for number, position in enumerate(logits):
             try:
                 with sequence.timings.picking():

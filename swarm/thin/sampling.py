@@ -9,7 +9,8 @@ torch's.
 
 How much of the logits is needed is decided beforehand (`Chooser.asks`): the largest few if the result is provably the same, else all. A
 draw from all tokens asks for the largest NUM_LIKELY and the sum over all (`StepSpec.temperature`): so their probabilities are known, and
-only if the draw falls beyond them (`NotEnoughError`, a few per cent of tokens), all logits are asked for.
+only if the draw falls beyond them (`NotEnoughError`, a few per cent of tokens), all logits are asked for. If penalties or a bias matter
+for it, the last hop makes these changes before (`Chooser.changes`), with the same arithmetic.
 What is lowered (by a penalty, or a negative bias) pushes at most itself out of the largest: so with n tokens that may be lowered, the
 largest k + n of the model hold the largest k of the result. Both ways draw the same tokens. numpy comes in with the first draw.
 
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError, shown
+from protocols.logit_changes import LEAST_PENALTY, MAX_CHANGES_BYTES, MOST_PENALTY, LogitChanges
 from protocols.step_spec import EXCLUDED, MAX_TEMPERATURE, MIN_TEMPERATURE
 
 if TYPE_CHECKING:
@@ -128,6 +130,11 @@ class Logits(Protocol):
         """As `StepSpec.temperature`, if ids are there and it was asked for."""
         ...
 
+    @property
+    def is_changed(self) -> bool:
+        """The node has changed them, as `Chooser.changes` says."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -136,6 +143,7 @@ class Position:
     values: bytes | memoryview
     ids: bytes | memoryview | None = None
     total: float | None = None
+    is_changed: bool = False
 
 
 class Chooser:
@@ -147,19 +155,48 @@ class Chooser:
 
     @property
     def temperature(self) -> float:
+        """As `temperature_of`, if nothing is changed at the nodes."""
+        return self.temperature_of(False)
+
+    def temperature_of(self, is_changed: bool) -> float:
         """Above 0: the sum over all logits is wanted beside those that `asks` says, as `StepSpec.temperature`."""
         own = self.sampling
         is_within = MIN_TEMPERATURE <= own.temperature <= MAX_TEMPERATURE
-        return own.temperature if is_within and own.is_plain and not own.top_k else 0.0
+        return own.temperature if is_within and (own.is_plain or is_changed) and not own.top_k else 0.0
 
-    def asks(self, before: Sequence[int], num_prompt: int = 0) -> int:
-        """How many of the largest logits decide the token after `before`; 0 = all are needed. Its first `num_prompt` are the prompt's."""
-        if self.temperature:
+    def changes(self, before: Sequence[int], num_prompt: int, vocab_size: int) -> bytes:
+        """What the last hop is to do to its logits (`StepSpec.changes`), if all of them would be needed else; empty: nothing.
+
+        Empty also if they take more bytes than half of the logits.
+        """
+        own = self.sampling
+        if own.is_plain or own.suppressed or (self._few and not own.raises) or own.top_k > MAX_ASKED:
+            return b""
+        counts = Counter(before[num_prompt:]) if own.counts_answer else Counter[int]()
+        packed = LogitChanges(
+            penalty=own.repetition_penalty,
+            repeated=tuple(sorted(set(before))) if own.repetition_penalty != 1 else (),
+            bias=tuple(one for one in own.bias if one[0] < vocab_size),
+            less=tuple((token, own.presence_penalty + own.frequency_penalty * count) for token, count in counts.items()),
+        )
+        is_small = packed.num_bytes <= min(2 * vocab_size, MAX_CHANGES_BYTES)
+        return packed.pack() if is_small and LEAST_PENALTY <= own.repetition_penalty <= MOST_PENALTY else b""
+
+    @property
+    def _few(self) -> int:
+        """So many of the largest decide, if no logit is changed; 0 = all do."""
+        return 1 if self.sampling.is_greedy else self.sampling.top_k if self.sampling.top_k <= MAX_ASKED else 0
+
+    def asks(self, before: Sequence[int], num_prompt: int = 0, is_changed: bool = False) -> int:
+        """How many of the largest logits decide the token after `before`; 0 = all are needed. Its first `num_prompt` are the prompt's.
+
+        is_changed: the nodes change them, as `changes` says.
+        """
+        if self.temperature_of(is_changed):
             return NUM_LIKELY
-        sampling = self.sampling
-        few = 1 if sampling.is_greedy else sampling.top_k if sampling.top_k <= MAX_ASKED else 0
-        if not few or sampling.raises:
-            return 0
+        sampling, few = self.sampling, self._few
+        if is_changed or not few or sampling.raises:
+            return few if is_changed else 0
         asked = few + len(self._lowered(before, num_prompt))
         return asked if asked <= MAX_TOP else 0
 
@@ -168,7 +205,7 @@ class Chooser:
 
         BadRequestError if the mask allows none of these tokens: it allows none at all, or a node does not know masks. NotEnoughError.
         """
-        if logits.ids is not None and self.sampling.is_greedy and self.sampling.is_plain and not mask:
+        if logits.ids is not None and self.sampling.is_greedy and (self.sampling.is_plain or logits.is_changed) and not mask:
             (first,) = struct.unpack_from("<i", logits.ids)
             return int(first)
         values_k, ids_k = self._candidates(logits, before, num_prompt, mask)
@@ -191,9 +228,9 @@ class Chooser:
         values = np.frombuffer(logits.values, dtype="<f4")
         is_all = logits.ids is None
         ids = np.arange(len(values)) if logits.ids is None else np.frombuffer(logits.ids, dtype="<i4").astype(np.int64)
-        if self.sampling.is_plain and not is_all and not mask:
+        if (self.sampling.is_plain or logits.is_changed) and not is_all and not mask:
             return values, ids
-        values = self._adjusted(values.copy(), ids, is_all, before, num_prompt)
+        values = values.copy() if logits.is_changed else self._adjusted(values.copy(), ids, is_all, before, num_prompt)
         if mask:
             bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")
             values[bits[ids] == 0] = np.finfo(np.float32).min

@@ -1,8 +1,8 @@
 """Log-probabilities of the tokens of an answer, as the model gives them.
 
 They are those of the model's own logits, before bias, penalties and temperature: what a token's chance was, not how it was drawn.
-They need the sum over the whole vocabulary. If the likeliest token is taken as the model gives it, the last hop sends that beside the
-largest logits; else all logits travel.
+They need the sum over the whole vocabulary. If tokens are taken as the model gives them, the likeliest or drawn at temperature 1, the last
+hop sends that beside the largest logits; else all logits travel.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swarm.thin.sampling import Chooser, Logits, TokenSampling
+from swarm.thin.sampling import NUM_LIKELY, Chooser, Logits, TokenSampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,22 @@ class ScoringChooser(Chooser):
         """is_masked: a mask excludes tokens; scores do not know of it."""
         super().__init__(sampling)
         self._num_top = num_top
-        self._needs_all = is_masked or not (sampling.is_greedy and sampling.is_plain)
+        is_drawn = (
+            sampling.temperature == 1 and not sampling.top_k
+        )  # then one sum is both, that of the draw and that of the scores
+        self._needs_all = is_masked or not sampling.is_plain or not (sampling.is_greedy or is_drawn)
         self.last: Scored | None = None
 
-    @property
-    def temperature(self) -> float:
+    def temperature_of(self, is_changed: bool) -> float:
         return 0.0 if self._needs_all else 1.0
 
-    def asks(self, before: Sequence[int], num_prompt: int = 0) -> int:
-        return 0 if self._needs_all else max(1, self._num_top)
+    def changes(self, before: Sequence[int], num_prompt: int, vocab_size: int) -> bytes:
+        """None: the scores are of the model's own logits."""
+        return b""
+
+    def asks(self, before: Sequence[int], num_prompt: int = 0, is_changed: bool = False) -> int:
+        few = 1 if self.sampling.is_greedy else NUM_LIKELY
+        return 0 if self._needs_all else max(few, self._num_top)
 
     def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0, mask: bytes = b"") -> int:
         token = super().choose(logits, before, num_prompt, mask)

@@ -43,6 +43,7 @@ from protocols import (
 from protocols.hosted import STATES, Hosted, Load
 from protocols.identity import Identity, from_seed
 from protocols.ids import MAX_BLOCKS, ModelId, PeerId, SessionId, Span
+from protocols.logit_changes import LogitChanges
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.receipts import Receipt
 from protocols.runs import MAX_MICRO_BATCHES
@@ -137,6 +138,7 @@ CARD = cards.Card(group=GROUP.digest(), peer=ALICE.peer_id, ledger=LEDGER).signe
 KEPT = kept.Kept(version=7, chains={Blocks(3, 4): bytes(range(32)), Ends(): bytes(32)})
 HELD = held.Held(version=7, whole=KEPT.chain, chains={Blocks(3, 4): bytes(range(32))}, is_done=False)
 
+CHANGES = LogitChanges(penalty=1.5, repeated=(1, 9), bias=((3, -1.25),), less=((9, 0.5),))
 TIMES = timings.appended(b"", timings.HopTime(index=0, queue_ms=0.25, compute_ms=1.5, total_ms=2.0))
 
 SAMPLES: dict[str, Any] = {
@@ -192,6 +194,14 @@ SAMPLES: dict[str, Any] = {
         counts=(1,),
         payload=tensors.WireTensor("int32", (1,), "none", bytes(4)),
         spec=inference.StepSpec(want=1, kind="ids", result="top", top=1, mask=b"\x05\x80"),
+    ),
+    "step with changes": inference.Step(
+        session=SESSION,
+        epoch=1,
+        step=6,
+        counts=(1,),
+        payload=tensors.WireTensor("int32", (1,), "none", bytes(4)),
+        spec=inference.StepSpec(want=1, kind="ids", result="top", top=1, mask=b"\x05\x80", changes=CHANGES.pack()),
     ),
     "step of a draw": inference.Step(
         session=SESSION,

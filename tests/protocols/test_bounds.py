@@ -50,6 +50,7 @@ from protocols.defaults import (
 from protocols.errors import FrameError
 from protocols.identity import from_seed
 from protocols.ids import ModelId
+from protocols.logit_changes import MAX_CHANGES_BYTES
 from protocols.parts_of_units import EMBED, HEAD, Part, parts_of
 from protocols.receipts import Receipt
 from protocols.runs import MAX_BATCH_TOKENS, MAX_MICRO_BATCHES
@@ -242,7 +243,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
         budget_ms=86_400_000,
         times=bytes(MAX_TIMES_BYTES),
         trace=bytes(inference.TRACE_BYTES),
-        spec=inference.StepSpec(want=4_096, result="top", top=1_024, mask=bytes(MAX_MASK_BYTES)),
+        spec=inference.StepSpec(want=4_096, result="top", top=1_024, mask=bytes(MAX_MASK_BYTES), changes=bytes(MAX_CHANGES_BYTES)),
     ),
     "history": lambda: inference.History(**HEADER, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
     "close": lambda: inference.Close(session=SESSION, keep_s=3_600),

@@ -170,6 +170,13 @@ VECTORS = {
         "696e64a3696473a6726573756c74a3746f70a3746f7001a6627564676574cdea60a87072696f7269747900a1629204020000000000000000"
         "000000000000000005800000000000000000000000000000"
     ),
+    "step with changes": (
+        "4d550100000000a18fa174a473746570a773657373696f6ec410000102030405060708090a0b0c0d0e0fa565706f636801a47374657006a6"
+        "636f756e74739101a36f707390a77061796c6f616484a164a5696e743332a1739101a163a46e6f6e65a16bce2144df1ca477616e7401a46b"
+        "696e64a3696473a6726573756c74a3746f70a3746f7001a6627564676574cdea60a87072696f7269747900a76368616e67657328a1629204"
+        "2a00000000000000000000000000000000000000000000000000c03f02000000010000000100000001000000090000000300000009000000"
+        "0000a0bf0000003f0580000000000000"
+    ),
     "step of a draw": (
         "4d550100000000ac8fa174a473746570a773657373696f6ec410000102030405060708090a0b0c0d0e0fa565706f636801a47374657007a6"
         "636f756e74739101a36f707390a77061796c6f616484a164a5696e743332a1739101a163a46e6f6e65a16bce2144df1ca477616e7401a46b"
@@ -536,7 +543,15 @@ def test_a_record_of_version_0_1_is_refused_and_stored_nowhere() -> None:
 
 
 def test_every_kind_of_message_has_a_vector() -> None:
-    steps = {"step with a mask", "step of a draw", "reply to a draw", "step with times", "reply with times", "step of a sum"}
+    steps = {
+        "step with a mask",
+        "step with changes",
+        "step of a draw",
+        "reply to a draw",
+        "step with times",
+        "reply with times",
+        "step of a sum",
+    }
     forks = {"open of a fork", "open of a shorter fork", "close and keep"}
     kinds = {"pass of a client", "signed pass of a client", "pass of an evaluation", *steps, *forks}
     assert set(VECTORS) == set(PARSERS) | set(inference._KINDS) | set(training._KINDS) | kinds

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from protocols import inference
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError
+from protocols.logit_changes import MAX_CHANGES_BYTES
 from protocols.step_spec import KINDS, MAX_MASK_BYTES, MAX_WANT, PASS_ON, RESULTS, StepSpec
 from tests.protocols.samples import SAMPLES
 
@@ -21,6 +22,7 @@ specs = st.builds(
     result=st.sampled_from(RESULTS),
     top=st.integers(-1, 2) | st.integers(MAX_TOP - 1, MAX_TOP + 1),
     temperature=st.sampled_from([0.0, 0.7, -1.0, 1e-9, 1e9]),
+    changes=st.binary(max_size=3) | st.sampled_from([bytes(MAX_CHANGES_BYTES), bytes(MAX_CHANGES_BYTES + 1)]),
     mask=st.binary(max_size=3) | st.sampled_from([bytes(MAX_MASK_BYTES), bytes(MAX_MASK_BYTES + 1)]),
 )
 
@@ -48,6 +50,8 @@ def test_what_a_client_s_check_lets_out_every_node_takes(spec: StepSpec) -> None
         StepSpec(kind="ids", result="top", top=1, temperature=-1.0),
         StepSpec(kind="ids", result="top", top=1, temperature=float("nan")),
         StepSpec(kind="ids", result="top", top=1, mask=bytes(MAX_MASK_BYTES + 1)),
+        StepSpec(kind="ids", result="logits", changes=b"x"),
+        StepSpec(kind="ids", result="top", top=1, changes=bytes(MAX_CHANGES_BYTES + 1)),
         StepSpec(result="logits"),
         StepSpec(result="pooled"),
         StepSpec(kind="ids", result="pooled", top=1),

@@ -24,7 +24,7 @@ from transformers import (
 
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError
-from swarm.thin.sampling import MAX_ASKED, Chooser, NotEnoughError, Position, TokenSampling
+from swarm.thin.sampling import MAX_ASKED, NUM_LIKELY, Chooser, NotEnoughError, Position, TokenSampling
 from swarm.thin.scoring import ScoringChooser
 
 BEFORE = [3, 9, 9, 40]
@@ -250,3 +250,22 @@ def test_scores_of_the_likeliest_token_need_the_largest_and_the_sum(num_top: int
     assert few.last is not None and all_.last is not None and few.last.token == all_.last.token
     assert few.last.logprob == pytest.approx(all_.last.logprob, abs=1e-9)
     assert [token for token, _ in few.last.top] == [token for token, _ in all_.last.top]
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}], ids=str)
+def test_scores_of_a_draw_at_temperature_1_need_the_largest_and_the_sum(settings: dict[str, Any]) -> None:
+    sampling = TokenSampling(temperature=1.0, seed=3, **settings)
+    few, all_ = ScoringChooser(sampling, 4), ScoringChooser(sampling, 4, is_masked=True)
+    assert few.asks(BEFORE) == NUM_LIKELY and few.temperature == 1.0
+    largest = replace(top_of(LOGITS, 40), total=float(LOGITS.double().logsumexp(-1)))
+    for _ in range(100):
+        try:
+            token = few.choose(largest, BEFORE)
+        except NotEnoughError:
+            token = few.choose(all_of(LOGITS), BEFORE)
+        assert token == all_.choose(all_of(LOGITS), BEFORE)
+        assert few.last is not None and all_.last is not None
+        assert few.last.logprob == pytest.approx(all_.last.logprob, abs=1e-6)
+        assert [one for one, _ in few.last.top] == [one for one, _ in all_.last.top]
+    for other in ({"temperature": 0.5}, {"temperature": 1.0, "top_k": 3}, {"temperature": 1.0, "presence_penalty": 1.0}):
+        assert not ScoringChooser(TokenSampling(**other), 4).asks(BEFORE)
