@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -25,6 +24,7 @@ MAX_TOLD = 300
 """Letters of what stands below an answer."""
 
 MAX_JSON_LETTERS = 1_000_000
+MAX_SETTING = 1e12
 MAX_NAME = 300
 MAX_SYSTEM = 20_000
 
@@ -66,7 +66,7 @@ def parse_kept(given: object) -> KeptChat:
         settings={
             name[:MAX_NAME]: float(value)
             for name, value in (list(settings.items())[:16] if isinstance(settings, dict) else ())
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_SETTING
         },
         turns=_newest(table.get("turns")),
     )

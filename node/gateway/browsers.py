@@ -19,7 +19,10 @@ def is_foreign(origin: str | None, host: str | None, is_loopback: bool, allowed:
     origin, host: the headers. A page names its origin, and a program none. is_loopback: the gateway is for this machine only, so
     that another host name means a name that was pointed here (DNS rebinding). allowed: other origins whose pages may ask.
     """
-    name = urlsplit(f"//{host or ''}").hostname
+    try:
+        name, of_origin = urlsplit(f"//{host or ''}").hostname, urlsplit(origin or "").netloc
+    except ValueError:  # as `http://[`: no browser says that
+        return True
     if is_loopback and name not in LOOPBACK:
         return True
-    return origin is not None and urlsplit(origin).netloc != host and not {origin, ANY} & {*allowed}
+    return origin is not None and of_origin != host and not {origin, ANY} & {*allowed}

@@ -26,7 +26,7 @@ from swarm.asking import answers
 from swarm.rpc.pool import ChannelPool
 
 ASK_S = 3.0
-"""How long a trainer may take for one part of its journal."""
+"""How long a trainer may take to be reached, and again for all parts of one look: the others wait for it."""
 
 MAX_TRAINERS = 4
 """Trainers of one run that are followed: any peer can say that it is one."""
@@ -35,7 +35,7 @@ MAX_RUNS = 16
 """Runs that are followed, those of most peers."""
 
 MAX_PARTS, MAX_PARTS_IN_ALL = 32, 256
-"""Parts, of 24 KB at most, that one look asks of one trainer, and of all. The rest comes with the next look."""
+"""Parts, of 24 KB at most, that one look asks of one trainer, and of all, each as many. The rest comes with the next look."""
 
 MAX_VERSIONS, MAX_EVALUATIONS, MAX_EVENTS = 2_048, 512, 300
 """Notes of one trainer that are kept."""
@@ -71,11 +71,16 @@ class Followed:
             self.evaluations[note.version] = note
             self.evaluations = _thin(self.evaluations, MAX_EVALUATIONS)
         else:
-            if self.versions and note.version <= max(self.versions):  # the run has gone back
-                self.versions = {key: one for key, one in self.versions.items() if key < note.version}
-                self.evaluations = {key: one for key, one in self.evaluations.items() if key < note.version}
+            if self.versions and note.version <= next(reversed(self.versions)):  # the run has gone back
+                self._go_back(note.version)
             self.versions[note.version] = note
             self.versions = _thin(self.versions, MAX_VERSIONS)
+
+    def _go_back(self, version: int) -> None:
+        """Forget this version and later ones. They lie in order, so that a trainer that goes back with each note costs little."""
+        while self.versions and next(reversed(self.versions)) >= version:
+            self.versions.popitem()
+        self.evaluations = {key: one for key, one in self.evaluations.items() if key < version}
 
 
 def _thin(notes: dict[int, T], most: int) -> dict[int, T]:
@@ -91,17 +96,16 @@ class Journals:
 
     def __init__(self) -> None:
         self._followed: dict[ModelId, dict[PeerId, Followed]] = {}
-        self._parts_left = 0
         self.histories: dict[ModelId, History] = {}
         """Of each run of which a trainer has said something by the last look; trainers that are gone count, too."""
 
     async def look(self, pool: ChannelPool, records: Iterable[PeerRecord]) -> None:
         """Ask the trainers among these peers for what is new. A trainer that does not answer is asked again the next time."""
-        self._parts_left = MAX_PARTS_IN_ALL
         asked = [(run, record) for run, found in trainers_of(records).items() for record in self._chosen(run, found)]
+        most = min(MAX_PARTS, MAX_PARTS_IN_ALL // max(1, len(asked)))
 
         async def ask(one: tuple[ModelId, PeerRecord]) -> None:
-            await self._catch_up(pool, *one)
+            await self._catch_up(pool, *one, most)
 
         async for _ in answers(asked, ask):
             pass
@@ -113,21 +117,20 @@ class Journals:
         known = self._followed.get(run, {})
         return sorted(trainers, key=lambda record: (record.peer not in known, record.peer))[:MAX_TRAINERS]
 
-    async def _catch_up(self, pool: ChannelPool, run: ModelId, record: PeerRecord) -> None:
+    async def _catch_up(self, pool: ChannelPool, run: ModelId, record: PeerRecord, most: int) -> None:
+        """most: parts."""
         followed = self._followed.get(run, {}).get(record.peer) or Followed()
         with contextlib.suppress(SwarmError, TimeoutError):
             async with asyncio.timeout(ASK_S):
                 channel = await pool.channel(record.peer, record.addresses, record.certificate)
-            for _ in range(MAX_PARTS):
-                if self._parts_left <= 0:
-                    break
-                self._parts_left -= 1
-                request = JournalRequest(run=run, journal=followed.journal, after=followed.last)
-                part = JournalPart.parse(await channel.unary(services.JOURNAL, request.encode(), ASK_S))
-                followed.take(part)
-                self._keep(run, record.peer, followed)
-                if not part.notes or part.last >= part.newest:
-                    break
+            async with asyncio.timeout(ASK_S):
+                for _ in range(most):
+                    request = JournalRequest(run=run, journal=followed.journal, after=followed.last)
+                    part = JournalPart.parse(await channel.unary(services.JOURNAL, request.encode(), ASK_S))
+                    followed.take(part)
+                    self._keep(run, record.peer, followed)
+                    if not part.notes or part.last >= part.newest:
+                        break
 
     def _keep(self, run: ModelId, peer: PeerId, followed: Followed) -> None:
         """The newest last: those that have said nothing for longest are forgotten first."""
@@ -159,11 +162,11 @@ def merged(name: str, followed: Mapping[PeerId, Followed]) -> History | None:
     order = sorted(followed, key=lambda peer: (-called[peer], -len(followed[peer].versions), peer))
     versions: dict[int, NotedVersion] = {}
     evaluations: dict[int, NotedEvaluation] = {}
-    events = list[NotedEvent]()
+    events: dict[NotedEvent, None] = {}
     for peer in order:
         versions = {**followed[peer].versions, **versions}
         evaluations = {**followed[peer].evaluations, **evaluations}
-        events += [one for one in followed[peer].events if one not in events]
+        events |= dict.fromkeys(followed[peer].events)
     if not versions and not events:
         return None
     return History(

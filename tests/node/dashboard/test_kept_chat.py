@@ -28,7 +28,7 @@ def test_a_conversation_comes_back_with_its_settings() -> None:
     [None, 7, "", "[", "[]", "null", "[" * 100_000, "x" * 2_000_000,
      given(turns=7), given(turns=[["user"]]), given(turns=[["root", "x", ""]]),
      given(turns=[["user", 7, ""]]), given(turns=[["assistant", "hi", ""]]),
-     given(settings=[1]), given(settings={"seed": True}),
+     given(settings=[1]), given(settings={"seed": True}), given(settings={"seed": 10**400}),
      '{"settings": {"seed": NaN, "top_k": 1e999}}', given(model=["tiny"], system=None)],
 )  # fmt: skip
 def test_anything_else_is_an_empty_one(odd: object) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from node.runs.journal_server import JournalServer
 from node.runs.newest_loss import newest_loss
-from node.runs.notes import Notes
+from node.runs.notes import Notes, noted_of
 from node.watching import journals
 from node.watching.journals import Followed, Journals, merged, trainers_of
 from protocols import services
@@ -141,6 +143,73 @@ async def test_a_trainer_without_end_costs_a_bounded_number_of_questions_and_mem
     before = here.num_asked
     await followed.look(here.pool, here.records)
     assert here.num_asked == before + 1, "no notes: nothing to wait for"
+
+
+async def test_a_trainer_that_answers_slowly_holds_no_look_up(here: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part comes in time, and there is always one more."""
+
+    async def slow(request: bytes, call: Call) -> bytes:
+        await asyncio.sleep(0.25)
+        return _endless(here.num_asked)
+
+    monkeypatch.setattr(journals, "ASK_S", 2.0)
+    await here.trainer(ALICE, slow)
+    await Journals().look(here.pool, here.records)
+    assert 1 <= here.num_asked <= 8
+
+
+async def test_all_trainers_are_asked_for_as_many_parts(here: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Counter[str]()
+
+    async def quick(request: bytes, call: Call) -> bytes:
+        asked["quick"] += 1
+        return _endless(asked["quick"])
+
+    async def slow(request: bytes, call: Call) -> bytes:
+        asked["slow"] += 1
+        await asyncio.sleep(0.1)
+        return _endless(asked["slow"])
+
+    monkeypatch.setattr(journals, "MAX_PARTS_IN_ALL", 8)
+    await here.trainer(ALICE, quick)
+    await here.trainer(BOB, slow)
+    await Journals().look(here.pool, here.records)
+    assert asked == {"quick": 4, "slow": 4}
+
+
+def _endless(number: int) -> bytes:
+    noted = (NotedEvent(event="waits", version=number, time_s=0.0),)
+    return JournalPart(journal=b"8 bytes.", last=number, newest=1 << 40, notes=noted).encode()
+
+
+class Compared(NotedEvent):
+    """Counts how often an event was compared."""
+
+    count = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.count += 1
+        return super().__eq__(other)
+
+    __hash__ = NotedEvent.__hash__
+
+
+def test_many_events_of_many_trainers_cost_no_comparison_of_each_with_each() -> None:
+    """The trainers of 16 runs held a gateway's event loop for seconds at each look."""
+    followed = {
+        PeerId(f"trainer {peer}"): Followed(
+            events=[Compared(event="waits", version=at, time_s=0.0, text=str(peer)) for at in range(journals.MAX_EVENTS)]
+        )
+        for peer in range(8)
+    }
+    found = merged("prose", {**followed, PeerId("again"): Followed(events=[*followed[PeerId("trainer 0")].events])})
+    assert found is not None and len(found.events) == journals.MAX_EVENTS and Compared.count < 10_000
+
+
+def test_a_run_that_goes_back_forgets_what_came_after() -> None:
+    followed, row = Followed(), [noted_of(one) for one in (version(1), version(2), evaluation(2), version(3), version(2, 7.0))]
+    followed.take(JournalPart(journal=b"8 bytes.", last=9, newest=9, notes=tuple(row)))
+    assert {key: one.loss for key, one in followed.versions.items()} == {1: 2.5, 2: 7.0} and not followed.evaluations
 
 
 @pytest.mark.parametrize(
