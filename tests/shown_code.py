@@ -35,6 +35,7 @@ EXCUSED = {
     "scripts/bench": "minutes on a quiet machine; docs/benchmarks.md is what it wrote",
     "scripts/attack": "a minute; tests/hostile/test_untrusted_peers.py runs attacks of it",
     "scripts/fuzz": "a million inputs; tests/hostile/test_fuzz.py sends 30,000",
+    "swarm doctor": "multiplies matrices for seconds; tests/node/cli/test_doctor.py runs it",
     "swarm operator ask first": "orders to a node of another document; docs/operating.md has one, tests/hostile/test_orders.py all",
     "swarm operator pause first": "as ask",
     "swarm operator drain first": "as ask",

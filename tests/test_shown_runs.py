@@ -20,10 +20,10 @@ from tests.shown_code import ALL, EXCUSED, ROOT
 from tests.shown_terminal import Terminal
 
 RUN = [one for one in ALL if one.excuse is None]
-BY_THEMSELVES = ("docs/private.md", "docs/training.md")
+BY_THEMSELVES = ("docs/private.md",)
 """Documents with a swarm of their own. The others are typed in one terminal, and a line that it knows is not typed again."""
 
-FROM_THE_START = ("README.md", "docs/quick-start.md", *BY_THEMSELVES)
+FROM_THE_START = ("README.md", "docs/quick-start.md", "docs/training.md", *BY_THEMSELVES)
 """Documents that begin with the first node of a swarm; the others ask a swarm that is there already."""
 
 BEFORE = {
