@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,8 @@ class Curve:
 async def look_at_runs(source: Source, look: Look) -> list[RunView]:
     """All runs, by name; takes 3 s if there are some. SwarmError if the swarm does not answer."""
     found = await overview.look(source)
-    return [RunView(overview=one, participants=await _participants(source, look, one)) for one in found]
+    taking_part = await asyncio.gather(*(_participants(source, look, one) for one in found))  # made-up runs, too, take their time
+    return [RunView(overview=one, participants=peers) for one, peers in zip(found, taking_part, strict=True)]
 
 
 async def _participants(source: Source, look: Look, run: RunOverview) -> tuple[Participant, ...]:

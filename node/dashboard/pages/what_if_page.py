@@ -23,7 +23,7 @@ from protocols.words import one_line
 MEASURED_TOKENS = 32
 """Tokens of the answer that measures a model's speed."""
 
-MAX_BLOCKS = 1_000
+MAX_BLOCKS, MAX_BILLIONS, MAX_BYTES_EACH = 1_000, 10_000, 8
 MAX_NAME = 200
 
 
@@ -112,9 +112,9 @@ class WhatIf:
 
     def _size_form(self) -> None:
         with ui.element("div").classes("mm-settings"):
-            self._billions = ui.number("parameters, 10⁹", value=7, min=0.001, max=10_000).props("outlined dense")
+            self._billions = ui.number("parameters, 10⁹", value=7, min=0.001, max=MAX_BILLIONS).props("outlined dense")
             self._blocks = ui.number("blocks", value=32, min=1, max=MAX_BLOCKS, step=1).props("outlined dense")
-            self._bytes = ui.number("bytes each", value=2, min=0.1, max=8).props("outlined dense")
+            self._bytes = ui.number("bytes each", value=2, min=0.1, max=MAX_BYTES_EACH).props("outlined dense")
             button("Predict", self._predict_size)
 
     def _name_form(self) -> None:
@@ -133,8 +133,15 @@ class WhatIf:
 
     async def _predict_size(self) -> None:
         billions, blocks, each = self._billions.value, self._blocks.value, self._bytes.value
-        if not (billions and blocks and each) or not 1 <= blocks <= MAX_BLOCKS or billions <= 0 or each <= 0:
-            self._say(f"give parameters, 1 to {MAX_BLOCKS} blocks and bytes above 0")
+        if not (
+            _is_within(billions, MAX_BILLIONS)
+            and _is_within(blocks, MAX_BLOCKS)
+            and blocks >= 1
+            and _is_within(each, MAX_BYTES_EACH)
+        ):
+            self._say(
+                f"give up to {MAX_BILLIONS} billion parameters, 1 to {MAX_BLOCKS} blocks, and up to {MAX_BYTES_EACH} bytes for each"
+            )
             return
         await self._predict(sizes.of_size(billions * 1e9, int(blocks), each))
 
@@ -192,6 +199,11 @@ class WhatIf:
     def _say(self, text: str) -> None:
         self._told.set_text(one_line(text))
         self._told.set_visibility(bool(text))
+
+
+def _is_within(given: object, most: float) -> bool:
+    """Whether a browser's number is above 0 and not too large; a forged one may be anything."""
+    return isinstance(given, int | float) and 0 < given <= most
 
 
 def _speed(prediction: Prediction) -> str:
