@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -121,15 +122,17 @@ def _named(word: str, peers: frozenset[PeerId]) -> str:
 async def keep_reading(
     lists: Lists, gate: Gate, on_change: Callable[[], Awaitable[object]], say: Callable[[str], None], look_s: float = LOOK_S
 ) -> None:
-    """Renew the gate whenever a file has changed, or a ban has ended, until cancelled. What cannot be read is said, and the lists stay as
-    they were.
+    """Renew the gate whenever a file has changed, or a ban has begun or ended, until cancelled. What cannot be read is
+    said, and the lists stay as they were.
 
     on_change: awaited after a renewal.
     """
     used: Stamps | None = None  # a file may have changed since the gate was made: the first look reads, too
-    seen = _stamps(lists)
+    seen, banned = _stamps(lists), asyncio.Event() if gate.bans is None else gate.bans.watch()
     while True:
-        await asyncio.sleep(look_s)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(banned.wait(), look_s)
+        banned.clear()
         if gate.renew_bans():
             await on_change()
         now = _stamps(lists)

@@ -6,9 +6,11 @@ is another peer.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
+from weakref import WeakSet
 
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import PeerId, parse_peer_id
@@ -26,6 +28,7 @@ class Bans:
         """path: read now, and written at each change. ConfigError if it is damaged. None = kept in memory until `keep_in`."""
         self._path, self._clock = path, clock
         self._until_s: dict[PeerId, float] = {} if path is None else _read(path)
+        self._watching: WeakSet[asyncio.Event] = WeakSet()
 
     def keep_in(self, path: Path) -> None:
         """From now on those of the file are banned, too, and the file is written. ConfigError if it is damaged."""
@@ -56,6 +59,11 @@ class Bans:
         self._keep({one: until_s for one, until_s in self._until_s.items() if one != peer})
         return was_banned
 
+    def watch(self) -> asyncio.Event:
+        """Is set with each change, as long as it is held; its holder clears it."""
+        self._watching.add(change := asyncio.Event())
+        return change
+
     def _keep(self, until_s: dict[PeerId, float]) -> None:
         now_s = self._clock.unix_s()
         kept = {peer: end_s for peer, end_s in until_s.items() if end_s > now_s}
@@ -67,6 +75,8 @@ class Bans:
                     f"bans cannot be kept in {self._path}: {error.strerror}; make space there, or name another --data-dir"
                 ) from None
         self._until_s = kept
+        for change in self._watching:
+            change.set()
 
 
 def _seconds(left_s: float) -> int:

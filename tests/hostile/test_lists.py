@@ -304,6 +304,26 @@ def banning(tmp_path: Path, now_s: list[float]) -> Bans:
     return Bans(tmp_path / "bans.json", Clock(unix_s=lambda: now_s[0]))
 
 
+async def test_a_ban_holds_at_once_and_not_with_the_next_look() -> None:
+    """The page says that no answer goes over the peer any more: that was true a second later."""
+    bans, renewed = Bans(), asyncio.Queue[bool]()
+    gate = Gate(bans=bans)
+
+    async def on_change() -> None:
+        renewed.put_nowait(gate.access.may_be_dialled(ONE.peer_id))
+
+    reading = asyncio.create_task(keep_reading(Lists(), gate, on_change, print, 3600.0))
+    try:
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            bans.add(ONE.peer_id, 60)
+            assert await renewed.get() is False
+            assert bans.lift(ONE.peer_id) and await renewed.get() is True
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
 def test_a_ban_is_as_good_as_deny_ends_by_itself_and_survives_a_restart(tmp_path: Path) -> None:
     now_s = [1_000.0]
     bans = banning(tmp_path, now_s)

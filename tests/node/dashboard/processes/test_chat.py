@@ -111,6 +111,7 @@ def test_a_chat_goes_on_while_a_node_is_killed_and_the_map_tells_it(
 
 def _leave_and_come_back(browser: Browser, url: str, answer: str) -> None:
     """The conversation is there again, what has come of an answer that leaving has ended, too, and a new one is empty."""
+    browser.until(lambda: not browser.run("return window.mmChat.isAnswering"))  # the answer is kept
     browser.open(url)
     browser.until_text("complete", ".mm-verdict")
     browser.open(url + "page/chat")
