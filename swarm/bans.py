@@ -48,21 +48,26 @@ class Bans:
 
     def add(self, peer: PeerId, seconds: int) -> None:
         """Ban it from now on, for so long. BadRequestError if there are MAX_BANS others; ConfigError, and no ban, if it cannot be kept."""
-        now = self.now()
-        if peer not in now and len(now) >= MAX_BANS:
+        others, now_s = self._others(peer), self._clock.unix_s()
+        if sum(until_s > now_s for until_s in others.values()) >= MAX_BANS:
             raise BadRequestError(f"{MAX_BANS} peers are banned here, as many as may be at once: lift a ban first")
-        self._keep({**self._until_s, peer: self._clock.unix_s() + seconds})
+        self._keep({**others, peer: now_s + seconds})
 
     def lift(self, peer: PeerId) -> bool:
         """End a ban. Returns whether there was one. ConfigError, and the ban stays, if that cannot be kept."""
         was_banned = peer in self.now()
-        self._keep({one: until_s for one, until_s in self._until_s.items() if one != peer})
+        self._keep(self._others(peer))
         return was_banned
 
     def watch(self) -> asyncio.Event:
         """Is set with each change, as long as it is held; its holder clears it."""
         self._watching.add(change := asyncio.Event())
         return change
+
+    def _others(self, peer: PeerId) -> dict[PeerId, float]:
+        """All bans but that one: those of the file, if there is one, since another gateway of the same data directory writes it, too."""
+        known = self._until_s if self._path is None or not self._path.exists() else _read(self._path)
+        return {one: until_s for one, until_s in known.items() if one != peer}
 
     def _keep(self, until_s: dict[PeerId, float]) -> None:
         now_s = self._clock.unix_s()

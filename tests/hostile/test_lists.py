@@ -374,6 +374,18 @@ def test_bans_are_bounded_and_a_damaged_file_is_named(tmp_path: Path) -> None:
             banning(tmp_path, now_s)
 
 
+def test_two_gateways_with_one_file_forgive_none_of_each_other_s_bans(tmp_path: Path) -> None:
+    """The later one wrote what it knew, so that a restart of the first forgave its bans."""
+    now_s = [1_000.0]
+    first, second = banning(tmp_path, now_s), banning(tmp_path, now_s)
+    first.add(ONE.peer_id, 60)
+    second.add(TWO.peer_id, 60)
+    assert banning(tmp_path, now_s).now() == ids(ONE, TWO) == second.now()
+    assert second.lift(ONE.peer_id) and banning(tmp_path, now_s).now() == ids(TWO)
+    first.add(THREE.peer_id, 60)
+    assert first.now() == ids(TWO, THREE), "what the other has lifted stays lifted"
+
+
 def test_a_ban_that_cannot_be_kept_is_none(tmp_path: Path) -> None:
     bans = Bans(tmp_path / "folder" / "bans.json")
     (tmp_path / "folder").write_text("no folder")
