@@ -108,7 +108,7 @@ class RequestTrace:
         self._tracer, self._span = tracer, span
 
     def told(self, **attributes: str | int) -> None:
-        """As `node.gateway.traces.RequestTrace`."""
+        """As `node.gateway.answers.traces.RequestTrace`."""
         self._span.set_attributes({name.replace("__", "."): value for name, value in attributes.items()})
 
     def answer(self, choice: int) -> AnswerTrace:

@@ -30,7 +30,7 @@ import protocol_page  # noqa: E402
 
 from node import metrics  # noqa: E402
 from node.cli import app as commands  # noqa: E402
-from node.cli import surface  # noqa: E402
+from node.cli.flags import surface  # noqa: E402
 from swarm import measured, timings  # noqa: E402
 
 FOLDERS = ("protocols", "swarm", "node", "scripts")

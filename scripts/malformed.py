@@ -30,8 +30,8 @@ from volunteers import Node, stop
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from node.gateway.error_forms import form_of  # noqa: E402
-from node.gateway.refusal import Refusal  # noqa: E402
+from node.gateway.http.error_forms import form_of  # noqa: E402
+from node.gateway.http.refusal import Refusal  # noqa: E402
 
 SLOW_S = 30.0
 """An answer that takes longer is a fault."""

@@ -78,7 +78,7 @@ def prepare() -> Path:
     """The checkpoint: downloaded and converted the first time, which a line on stderr shows. DownloadError, SwarmError."""
     if (place := found()) is not None:
         return place
-    from node.cli.waiting import shown
+    from node.cli.terminal.waiting import shown
     from swarm.checkpoints.resolve import resolve
     from swarm.waiting import Waits
 

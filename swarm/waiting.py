@@ -3,7 +3,7 @@
 And how others are told.
 
 A part that may wait takes a slot of `Waits`, and sets it to what it waits for, or to None. The slot that was set last counts: that is
-what `on_wait` hears of. Nothing is printed here; `node/cli/waiting.py` decides what a terminal or a script sees.
+what `on_wait` hears of. Nothing is printed here; `node/cli/terminal/waiting.py` decides what a terminal or a script sees.
 """
 
 from __future__ import annotations

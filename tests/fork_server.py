@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 MAX_REQUEST_BYTES = 1 << 17
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
-IMPORTED = ("node.cli.app", "node.cli.node", "node.app", "swarm.dht.node", "swarm.client.model", "swarm.client.connection",
+IMPORTED = ("node.cli.app", "node.cli.host.node", "node.app", "swarm.dht.node", "swarm.client.model", "swarm.client.connection",
             "transformers.models.llama.modeling_llama")  # fmt: skip
 
 

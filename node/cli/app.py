@@ -20,25 +20,20 @@ import typer.main
 
 from node import logs
 from node.cli import (
-    arguments,
     ask_commands,
     cache_commands,
-    completion,
-    configuration,
-    console,
     failures,
     first_steps,
     host_commands,
     key_commands,
     machine_commands,
     operator_commands,
-    stopping,
-    surface,
     train_commands,
-    utf8,
 )
-from node.cli.configuration import Settings
-from node.cli.console import remark
+from node.cli.flags import arguments, completion, configuration, surface
+from node.cli.flags.configuration import Settings
+from node.cli.terminal import console, stopping, utf8
+from node.cli.terminal.console import remark
 
 EPILOG = "Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in failures.EXIT_CODES.items()) + "."
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from node.cli import completion, options
-from node.cli.command_options import ClientOptions, MeetingOptions, Serving, with_flags
+from node.cli.flags import completion, options
+from node.cli.flags.command_options import ClientOptions, MeetingOptions, Serving, with_flags
 
 
 @with_flags("asked", ClientOptions, max_new_tokens=64)
@@ -29,7 +29,8 @@ def generate_command(
     asked: ClientOptions,
 ) -> None:
     """Stream the model's continuation of PROMPT."""
-    from node.cli import generate, prompts
+    from node.cli.ask import generate
+    from node.cli.terminal import prompts
 
     asking, sampling = asked.asking(model), asked.sampling(as_model_says=False)  # a wrong flag, before stdin is read
     generate.run(asking, sampling, prompts.chosen(prompt, prompt_file), asked.stats, asked.thin)
@@ -57,8 +58,9 @@ def chat_command(
     asked: ClientOptions,
 ) -> None:
     """Talk with MODEL; the session stays at the nodes between turns. /help lists what there is."""
-    from node.cli import chat, prompts
-    from node.cli.conversation import Manner
+    from node.cli.ask import chat
+    from node.cli.ask.conversation import Manner
+    from node.cli.terminal import prompts
 
     system = None if system is None else prompts.read(system, "--system")
 
@@ -82,7 +84,7 @@ def serve_command(
     serving: Serving,
 ) -> None:
     """Serve models of the swarm by OpenAI's API. Ctrl-C ends."""
-    from node.cli import serve
+    from node.cli.host import serve
 
     serve.run(model, serving)
 
@@ -104,7 +106,7 @@ def status_command(
     asked: MeetingOptions,
 ) -> None:
     """Show who hosts what: peers, spans, gaps, load and speeds."""
-    from node.cli import status
+    from node.cli.watch import status
 
     status.run(model, asked.enter(), with_machines=machines, is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
@@ -126,6 +128,6 @@ def top_command(
     asked: MeetingOptions,
 ) -> None:
     """Watch the swarm: nodes, blocks, load, runs and events, live. q leaves."""
-    from node.cli import top
+    from node.cli.watch import top
 
     top.run(model, asked.enter(), is_once=once, is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli import completion, options
+from node.cli.flags import completion, options
 
 cache_app = typer.Typer(
     help="List what was fetched from peers and is kept on this disk; prune removes it.", invoke_without_command=True
@@ -20,7 +20,7 @@ def cache_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """List what was fetched from peers and is kept on this disk; `prune` removes it."""
-    from node.cli import cache
+    from node.cli.machine import cache
 
     if context.invoked_subcommand is None:
         cache.show(data_dir, is_json=as_json)
@@ -50,7 +50,7 @@ def prune_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """Remove fetched models; what a running node uses always stays."""
-    from node.cli import cache
+    from node.cli.machine import cache
 
     which = cache.Which(name=model, older_than_days=older_than, all=remove_all, max_gb=max_gb)
     above = context.parent.params if context.parent else {}  # `swarm cache --data-dir DIR prune` means the same

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from node.cli import options
-from node.cli.command_options import Hosting, UpOptions, with_flags
+from node.cli.flags import options
+from node.cli.flags.command_options import Hosting, UpOptions, with_flags
 from node.config import DEFAULT_SWARM
 from protocols.errors import ConfigError
 from swarm.meeting.invitation import VALID_DAYS
@@ -16,7 +16,8 @@ from swarm.meeting.invitation import VALID_DAYS
 @with_flags("hosting", Hosting)
 def node_command(context: typer.Context, hosting: Hosting, model: options.Models = []) -> None:  # noqa: B006
     """Join the swarm and serve a span of MODEL's blocks, or train in a run (--run). Ctrl-C leaves in order."""
-    from node.cli import node, serve_tables
+    from node.cli.flags import serve_tables
+    from node.cli.host import node
 
     if hosting.run is not None and model:
         raise ConfigError(f"--run {hosting.run} says which model it is, got MODEL {model[0]} too: leave one out")
@@ -32,7 +33,8 @@ def node_command(context: typer.Context, hosting: Hosting, model: options.Models
 @with_flags("flags", UpOptions)
 def up_command(context: typer.Context, flags: UpOptions, model: options.Models = []) -> None:  # noqa: B006
     """Host MODEL's blocks and serve it by HTTP to programs on this machine, in one process. Ctrl-C leaves in order."""
-    from node.cli import serve_tables, up
+    from node.cli.flags import serve_tables
+    from node.cli.host import up
 
     serve = serve_tables.chosen(model, context.obj.serve)
     if not serve:
@@ -66,6 +68,6 @@ def invite_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """Print an invitation: the swarm's name, addresses and, if it is private, its key. Others pass it by --join."""
-    from node.cli import invite
+    from node.cli.host import invite
 
     invite.run(swarm, tuple(peer), is_private=private, days=days, is_new=new_key, data_dir=data_dir, is_json=as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from node.cli import options
+from node.cli.flags import options
 
 keys_app = typer.Typer(help="Say who may ask a gateway (`swarm serve`), and how much.")
 
@@ -33,7 +33,7 @@ def add_key_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """Make a key and print it, once."""
-    from node.cli import gateway_keys
+    from node.cli.host import gateway_keys
 
     gateway_keys.add(data_dir, name, requests_per_minute, tokens_per_day, operator, is_json=as_json)
 
@@ -44,7 +44,7 @@ def list_keys_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """List the keys with their limits; what is secret is not kept."""
-    from node.cli import gateway_keys
+    from node.cli.host import gateway_keys
 
     gateway_keys.show(data_dir, is_json=as_json)
 
@@ -56,6 +56,6 @@ def revoke_key_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """End a key; a running gateway refuses it from its next request on."""
-    from node.cli import gateway_keys
+    from node.cli.host import gateway_keys
 
     gateway_keys.revoke(data_dir, name, is_json=as_json)

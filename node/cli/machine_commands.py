@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from node.cli import completion, options
-from node.cli.command_options import BenchOptions, DoctorOptions, with_flags
+from node.cli.flags import completion, options
+from node.cli.flags.command_options import BenchOptions, DoctorOptions, with_flags
 
 
 def whoami_command(
@@ -24,7 +24,7 @@ def whoami_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """Print a PeerID, for the lists of others (--allow, --deny, --trust)."""
-    from node.cli import whoami
+    from node.cli.machine import whoami
 
     whoami.run(identity, data_dir, is_json=as_json)
 
@@ -38,7 +38,7 @@ def config_command(
     as_json: options.AsJson = False,
 ) -> None:
     """Show what every option is set to, and by what: a default, the file, or the environment."""
-    from node.cli import show_config
+    from node.cli.flags import show_config
 
     show_config.run(context.obj, command, is_example=example, is_json=as_json)
 
@@ -46,7 +46,7 @@ def config_command(
 @with_flags("flags", DoctorOptions)
 def doctor_command(as_json: options.AsJson = False, *, flags: DoctorOptions) -> None:
     """Check this machine and its way into a swarm, and say what to fix. Exit code 1 if a check has failed."""
-    from node.cli import doctor
+    from node.cli.machine import doctor
 
     raise typer.Exit(doctor.run(flags, is_json=as_json))
 
@@ -54,7 +54,7 @@ def doctor_command(as_json: options.AsJson = False, *, flags: DoctorOptions) -> 
 @with_flags("flags", BenchOptions)
 def bench_command(model: options.Model, as_json: options.AsJson = False, *, flags: BenchOptions) -> None:
     """Measure this machine and a route for MODEL, and say what a node here would change."""
-    from node.cli import bench
+    from node.cli.machine import bench
 
     bench.run(model, flags, is_json=as_json)
 

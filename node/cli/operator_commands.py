@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from node.cli import options
-from node.cli.command_options import OperatorOptions, with_flags
+from node.cli.flags import options
+from node.cli.flags.command_options import OperatorOptions, with_flags
 
 operator_app = typer.Typer(help="Drain, pause and ban at nodes whose owners let you (`swarm node --operators`).")
 
@@ -17,7 +17,7 @@ def new_operator_command(
     data_dir: options.DataDir = None,
 ) -> None:
     """Make an operator's key, and print its PeerID for the owners of nodes."""
-    from node.cli import operating
+    from node.cli.host import operating
 
     operating.new(operator_key, data_dir, is_json=as_json)
 
@@ -26,7 +26,7 @@ def new_operator_command(
 @with_flags("flags", OperatorOptions)
 def ask_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
     """Say how a node stands, and what you may order."""
-    from node.cli import operating
+    from node.cli.host import operating
 
     operating.run(node, "ask", flags, is_json=as_json)
 
@@ -35,7 +35,7 @@ def ask_node_command(node: options.Node, as_json: options.AsJson = False, *, fla
 @with_flags("flags", OperatorOptions)
 def pause_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
     """Let no new sessions begin at a node; it keeps its blocks, and open sessions go on."""
-    from node.cli import operating
+    from node.cli.host import operating
 
     operating.run(node, "pause", flags, is_json=as_json)
 
@@ -44,7 +44,7 @@ def pause_node_command(node: options.Node, as_json: options.AsJson = False, *, f
 @with_flags("flags", OperatorOptions)
 def resume_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
     """Let new sessions begin at a paused node again."""
-    from node.cli import operating
+    from node.cli.host import operating
 
     operating.run(node, "resume", flags, is_json=as_json)
 
@@ -53,7 +53,7 @@ def resume_node_command(node: options.Node, as_json: options.AsJson = False, *, 
 @with_flags("flags", OperatorOptions)
 def drain_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
     """End a node: its sessions may end, or go on at other nodes, and its process ends as by SIGTERM."""
-    from node.cli import operating
+    from node.cli.host import operating
 
     operating.run(node, "drain", flags, is_json=as_json)
 
@@ -62,7 +62,7 @@ def drain_node_command(node: options.Node, as_json: options.AsJson = False, *, f
 @with_flags("flags", OperatorOptions)
 def kill_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
     """End a node of a test swarm at once, as by kill -9, to see what a death costs."""
-    from node.cli import operating
+    from node.cli.host import operating
 
     operating.run(node, "kill", flags, is_json=as_json)
 
@@ -78,7 +78,7 @@ def ban_node_command(
     flags: OperatorOptions,
 ) -> None:
     """Let a node refuse PEER's calls and not call it, for some time; a restart of the node changes nothing."""
-    from node.cli import operating
+    from node.cli.host import operating
 
     operating.run(node, "ban", flags, is_json=as_json, peer=banned, seconds=seconds)
 
@@ -89,6 +89,6 @@ def unban_node_command(
     node: options.Node, banned: options.Banned, as_json: options.AsJson = False, *, flags: OperatorOptions
 ) -> None:
     """End a ban."""
-    from node.cli import operating
+    from node.cli.host import operating
 
     operating.run(node, "unban", flags, is_json=as_json, peer=banned)

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from node.cli import options
-from node.cli.command_options import EvaluationOptions, MeetingOptions, Training, with_flags
+from node.cli.flags import options
+from node.cli.flags.command_options import EvaluationOptions, MeetingOptions, Training, with_flags
 
 
 @with_flags("training", Training)
@@ -25,7 +25,7 @@ def train_command(
     training: Training,
 ) -> None:
     """Start or join a training run as a trainer: it has the data, and nodes (swarm node --run) have the model."""
-    from node.cli import train
+    from node.cli.train import train
 
     train.run(run_file, training, context.args)
 
@@ -37,7 +37,7 @@ def runs_command(
     asked: MeetingOptions,
 ) -> None:
     """List the training runs of the swarm: version, stages, trainers, tokens/s."""
-    from node.cli import runs
+    from node.cli.watch import runs
 
     runs.run(asked.enter(), is_json=as_json, data_dir=asked.data_dir, lan=asked.lan)
 
@@ -72,7 +72,7 @@ def eval_command(
     asked: EvaluationOptions,
 ) -> None:
     """Print perplexity and bits per byte of a model on a text."""
-    from node.cli import evaluate
+    from node.cli.ask import evaluate
 
     evaluate.run(model, data, sequence_tokens, as_json, asked)
 
@@ -82,6 +82,6 @@ def report_command(
     as_json: options.AsJson = False,
 ) -> None:
     """Write report.html of a run: plots of loss, peers, speed and bytes, evaluations and events."""
-    from node.cli import report
+    from node.cli.train import report
 
     report.run(folder, is_json=as_json)

@@ -3,5 +3,5 @@
 It stands on the thin client: no weights, no torch, no transformers on the gateway's machine.
 """
 
+from node.gateway.answers.config import GatewayConfig as GatewayConfig
 from node.gateway.app import create_app as create_app
-from node.gateway.config import GatewayConfig as GatewayConfig

@@ -17,31 +17,28 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from node.dashboard.door import Door
-from node.gateway import (
-    anthropic_messages,
-    document,
-    ollama_asking,
-    ollama_embeddings,
-    ollama_models,
-    openai_embeddings,
-    openai_responses,
-    page,
-)
-from node.gateway.answering import Answering
-from node.gateway.callers import Callers, Counting
-from node.gateway.config import GatewayConfig
-from node.gateway.endpoint import respond
-from node.gateway.error_forms import refused
-from node.gateway.gateway import Gateway
-from node.gateway.hanging_up import HungUpError
-from node.gateway.limits import Limits
-from node.gateway.openai_chat import ChatBody, ChatWriter
-from node.gateway.openai_completions import CompletionBody, CompletionWriter
-from node.gateway.openai_form import GeneratingBody, OpenAiWriter
-from node.gateway.origins import Origins
+from node.gateway import document, page
+from node.gateway.answers.answering import Answering
+from node.gateway.answers.config import GatewayConfig
+from node.gateway.answers.endpoint import respond
+from node.gateway.answers.gateway import Gateway
+from node.gateway.answers.request import Request
+from node.gateway.anthropic import messages as anthropic_messages
+from node.gateway.callers.callers import Callers, Counting
+from node.gateway.http.error_forms import refused
+from node.gateway.http.hanging_up import HungUpError
+from node.gateway.http.limits import Limits
+from node.gateway.http.origins import Origins
+from node.gateway.http.refusal import Refusal, RefusedError, of_error, of_validation
+from node.gateway.ollama import asking as ollama_asking
+from node.gateway.ollama import embeddings as ollama_embeddings
+from node.gateway.ollama import models as ollama_models
+from node.gateway.openai import embeddings as openai_embeddings
+from node.gateway.openai import responses as openai_responses
+from node.gateway.openai.chat import ChatBody, ChatWriter
+from node.gateway.openai.completions import CompletionBody, CompletionWriter
+from node.gateway.openai.form import GeneratingBody, OpenAiWriter
 from node.gateway.page_talk import PageTalk
-from node.gateway.refusal import Refusal, RefusedError, of_error, of_validation
-from node.gateway.request import Request
 from protocols.errors import SwarmError
 
 WARM_S = 1.0

@@ -12,8 +12,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from node.gateway.form import MAX_MESSAGES, MAX_STOPS
-from node.gateway.models import Models
+from node.gateway.answers.models import Models
+from node.gateway.http.form import MAX_MESSAGES, MAX_STOPS
 
 Schema = dict[str, Any]
 

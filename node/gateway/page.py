@@ -7,25 +7,17 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 from node.dashboard.dashboard import Dashboard
 from node.dashboard.door import Door
+from node.gateway.http.page_path import PAGE
 
 if TYPE_CHECKING:
     from node.dashboard.pages.site import Site
 
-PAGE = "/page"
-"""Where it is."""
-
 MAX_VISITORS = 64
 """Pages that are open at once, each with a state of its own here."""
-
-
-def is_page(scope: Scope) -> bool:
-    """Is a request about the page, and not about the APIs? The page asks its visitors for a key itself."""
-    path: str = scope["path"]
-    return path == PAGE or path.startswith(f"{PAGE}/")
 
 
 def mount(app: FastAPI, dashboard: Dashboard) -> Door:

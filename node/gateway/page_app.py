@@ -9,9 +9,9 @@ from fastapi import FastAPI
 
 from node.dashboard.dashboard import Dashboard
 from node.gateway import page
-from node.gateway.accounts import Accounts
-from node.gateway.config import GatewayConfig
-from node.gateway.limits import Limits
+from node.gateway.answers.config import GatewayConfig
+from node.gateway.callers.accounts import Accounts
+from node.gateway.http.limits import Limits
 from node.watching.watcher import Watcher
 
 MAX_BODY_BYTES = 1 << 20

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from node.dashboard.talk import HopReport, Question, Report, Said, TalkRefusedError
-from node.gateway.answer import End, Piece, Usage
-from node.gateway.answering import Answering
-from node.gateway.gateway import Gateway
-from node.gateway.meter import Meter
-from node.gateway.openai_chat import ChatBody
-from node.gateway.refusal import RefusedError, of_error, of_validation
-from node.gateway.request import Request
+from node.gateway.answers.answer import End, Piece, Usage
+from node.gateway.answers.answering import Answering
+from node.gateway.answers.gateway import Gateway
+from node.gateway.answers.request import Request
+from node.gateway.callers.meter import Meter
+from node.gateway.http.refusal import RefusedError, of_error, of_validation
+from node.gateway.openai.chat import ChatBody
 from protocols.errors import SwarmError
 from protocols.words import one_line
 from swarm.timings import STAGES, StepsTime, Timings

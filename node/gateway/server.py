@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, nullcontext
 import uvicorn
 from fastapi import FastAPI
 
-from node.gateway.gateway import Gateway
+from node.gateway.answers.gateway import Gateway
 from protocols.errors import ConfigError
 
 DRAIN_S = 20

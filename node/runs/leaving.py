@@ -12,7 +12,7 @@ from node.training.servicer import TrainingServicer
 from node.training.trained_stage import TrainedStage
 
 STAYS_S = 2.5
-"""Longest stay; a node that was told to leave has 4.5 s in all (`node/cli/node.py`)."""
+"""Longest stay; a node that was told to leave has 4.5 s in all (`node/cli/host/node.py`)."""
 
 LOOK_S = 0.05
 """Seconds between two looks; the device's thread changes the sums."""

@@ -1,7 +1,7 @@
 """The grammar of an answer that may call tools.
 
 In llguidance's form of Lark, with the marks of the model's own template, so that what comes is what the model was trained to write, and
-what `node/gateway/tool_calls.py` reads.
+what `node/gateway/tools/tool_calls.py` reads.
 Source: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
 

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import transformers
 
-from node.cli.command_options import Hosting
-from node.cli.node import read as read_config
+from node.cli.flags.command_options import Hosting
+from node.cli.host.node import read as read_config
 from node.config import Serve
 from node.runs.publisher import PUBLISH_EVERY_S
 from node.runs.trainer import AfterStep, TrainConfig, run_trainer

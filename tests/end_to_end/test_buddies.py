@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from node.cli.command_options import Hosting
-from node.cli.node import read as read_config
+from node.cli.flags.command_options import Hosting
+from node.cli.host.node import read as read_config
 from node.config import Serve
 from node.runs.trainer import AfterStep, TrainConfig, run_trainer
 from node.training.spec.reading import read

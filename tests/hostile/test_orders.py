@@ -18,7 +18,7 @@ import grpc.aio
 import pytest
 import torch
 
-from node.cli import operating
+from node.cli.host import operating
 from protocols import services
 from protocols.errors import BadRequestError, ConfigError, FrameError, NotAllowedError, PeerUnreachableError, SwarmError
 from protocols.identity import Identity, from_seed

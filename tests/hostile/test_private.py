@@ -23,8 +23,8 @@ from hivemind.p2p.p2p_daemon_bindings.control import read_pbmsg_safe, write_pbms
 from hivemind.proto import dht_pb2, p2pd_pb2
 from hivemind.utils.multiaddr import Multiaddr
 
-from node.cli.asking import open_model
-from node.cli.command_options import ClientOptions
+from node.cli.flags.asking import open_model
+from node.cli.flags.command_options import ClientOptions
 from protocols import services
 from protocols.errors import ModelNotFoundError, PeerUnreachableError, PrivateSwarmError, SwarmError
 from protocols.identity import Identity, from_seed

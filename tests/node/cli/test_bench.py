@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from node.benching.newcomer import HERE_MS, NAME, Newcomer, gain
-from node.cli import bench
+from node.cli.machine import bench
 from node.watching.look import Look, seen
 from node.watching.what_if import as_served
 from protocols.errors import ConfigError

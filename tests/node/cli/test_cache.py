@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from node.cli.app import main
-from node.cli.cache import Which, chosen
+from node.cli.machine.cache import Which, chosen
 from protocols.errors import ConfigError
 from protocols.ids import ModelId
 from swarm.checkpoints import conversions

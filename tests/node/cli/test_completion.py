@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from node.cli import completion, first_steps
+from node.cli import first_steps
 from node.cli.app import app, main
+from node.cli.flags import completion
 
 ROOT = Path(__file__).resolve().parents[3]
 WAIT_S = 60.0

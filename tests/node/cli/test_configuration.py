@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from node.cli import app as commands
-from node.cli import configuration, serve_tables, show_config, surface
 from node.cli.app import main
+from node.cli.flags import configuration, serve_tables, show_config, surface
 from node.config import NodeConfig, Serve
 from protocols.errors import ConfigError
 from protocols.ids import Span

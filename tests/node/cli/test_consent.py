@@ -70,7 +70,7 @@ def test_scripts_and_who_named_the_swarm_are_not_asked(swarm: str, tmp_path: Pat
 def test_no_line_is_drawn_into_a_question_and_whoever_draws_goes_on() -> None:
     ours, theirs = pty.openpty()
     script = (
-        "import threading\nfrom node.cli.status_line import LINE\n"
+        "import threading\nfrom node.cli.terminal.status_line import LINE\n"
         "with LINE.held():\n"
         "    drawing = threading.Thread(target=LINE.draw, args=('joining',)); drawing.start(); drawing.join(20)\n"
         "    assert not drawing.is_alive() and not LINE.is_drawn\n"

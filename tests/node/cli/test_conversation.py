@@ -17,13 +17,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from node.cli.asking import Sampling
-from node.cli.chat import obey
-from node.cli.conversation import PLAIN_STOP, Conversation, Manner, fitting
-from node.cli.full import FullSpeaker
-from node.cli.interruption import LEAVE_S, Interruption
-from node.cli.speculation import Speculation
-from node.cli.utf8 import MAX_PROMPT, check_arguments, checked
+from node.cli.ask.chat import obey
+from node.cli.ask.conversation import PLAIN_STOP, Conversation, Manner, fitting
+from node.cli.ask.full import FullSpeaker
+from node.cli.flags.asking import Sampling
+from node.cli.flags.speculation import Speculation
+from node.cli.terminal.interruption import LEAVE_S, Interruption
+from node.cli.terminal.utf8 import MAX_PROMPT, check_arguments, checked
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from swarm.thin.templates import plain
 from tests.families import add_byte_tokenizer, make_checkpoint

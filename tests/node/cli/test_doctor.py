@@ -8,7 +8,7 @@ import socket
 from collections import namedtuple
 from pathlib import Path
 
-from node.cli import doctor
+from node.cli.machine import doctor
 from node.doctor import machine, network
 from node.doctor.check import Check, failed, is_healthy, ok, warning
 from protocols.errors import PeerUnreachableError

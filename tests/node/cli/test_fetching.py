@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from node.cli.console import Lines
-from node.cli.fetching import FetchProgress, described
+from node.cli.terminal.console import Lines
+from node.cli.terminal.fetching import FetchProgress, described
 from swarm.weights.terms import Progress
 
 HALF = Progress(

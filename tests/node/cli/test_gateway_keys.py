@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from node import api_keys
-from node.cli import serve
+from node.cli.host import serve
 from protocols.errors import ConfigError
 from tests.node.cli.test_commands import run
 from tests.node.cli.test_flags import PEER

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from node.cli import as_json, prompts
+from node.cli.terminal import as_json, prompts
 from protocols.errors import BadRequestError, ConfigError
 from tests.node.cli.test_commands import run
 from tests.node.cli.test_flags import PEER
@@ -28,7 +28,7 @@ def test_a_word_names_a_text_stdin_or_a_file(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_cannot_be_a_prompt_is_refused_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node.cli.utf8.MAX_PROMPT", 200)
+    monkeypatch.setattr("node.cli.terminal.utf8.MAX_PROMPT", 200)
     (tmp_path / "bad").write_bytes(b"caf\xe9")
     (tmp_path / "long").write_text("x" * 400)
     with pytest.raises(BadRequestError, match=r"the prompt \(.*bad\) is not UTF-8: byte 0xe9 at offset 3 after 'caf'"):

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from node.cli import saved_chat
-from node.cli.conversation import Conversation, Manner
-from node.cli.line_editor import MAX_KEPT, TextHistory
+from node.cli.ask import saved_chat
+from node.cli.ask.conversation import Conversation, Manner
+from node.cli.terminal.line_editor import MAX_KEPT, TextHistory
 from protocols.errors import BadRequestError, ConfigError
 
 MESSAGES = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi\nthere"}]

@@ -17,11 +17,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from node.cli import generate
-from node.cli.asking import Sampling
-from node.cli.full import FullSpeaker
-from node.cli.speaking import new_out
-from node.cli.speculation import Speculation
+from node.cli.ask import generate
+from node.cli.ask.full import FullSpeaker
+from node.cli.ask.speaking import new_out
+from node.cli.flags.asking import Sampling
+from node.cli.flags.speculation import Speculation
 from protocols.errors import CheckpointError, ConfigError, ModelNotSupportedError, SwarmError
 from swarm.thin.defaults import read_defaults
 from swarm.thin.settings import Wanted

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.cli import status, status_view
-from node.cli.status import SILENT, UNASKED
+from node.cli.watch import status, status_view
+from node.cli.watch.status import SILENT, UNASKED
 from node.watching.model_rows import summarize
 from protocols.identity import from_seed
 from protocols.ids import ModelId, PeerId, Span

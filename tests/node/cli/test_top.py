@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.cells import cell_len
 
-from node.cli import top_view
+from node.cli.watch import top_view
 from node.watching.changes import change
 from node.watching.look import Look, seen
 from protocols.ids import ModelId, PeerId, Span

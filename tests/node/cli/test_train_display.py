@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from node.cli.train_display import LineDisplay, LiveDisplay, open_display, sparks, version_line
+from node.cli.train.train_display import LineDisplay, LiveDisplay, open_display, sparks, version_line
 from node.events import Event
 from node.runs.local_trainer import train_locally
 from node.training.metrics import EventRow, VersionRow, mean_row
@@ -107,7 +107,7 @@ def test_a_question_before_ready_reaches_the_terminal_and_the_display_begins_wit
 
 def test_a_second_ctrl_c_ends_the_process_with_the_cursor_shown() -> None:
     script = (
-        "import asyncio\nfrom node.cli.node import run_until_signalled\n"
+        "import asyncio\nfrom node.cli.host.node import run_until_signalled\n"
         "async def work():\n"
         "    print(f'{HIDDEN}begun', flush=True)\n"
         "    try: await asyncio.sleep(60)\n"

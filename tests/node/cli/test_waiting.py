@@ -16,10 +16,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from node.cli import status_line
-from node.cli.console import remark, write_piece
-from node.cli.status_line import LINE, fitted
-from node.cli.waiting import PERSON_S, REPEAT_S, SCRIPT_S, Board, Said, for_person, for_script, seconds_left, shown
+from node.cli.terminal import status_line
+from node.cli.terminal.console import remark, write_piece
+from node.cli.terminal.status_line import LINE, fitted
+from node.cli.terminal.waiting import PERSON_S, REPEAT_S, SCRIPT_S, Board, Said, for_person, for_script, seconds_left, shown
 from protocols.ids import Span
 from swarm import waiting
 from swarm.waiting import ANSWERING, READING, Waits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.gateway.browsers import ANY, is_foreign
+from node.gateway.http.browsers import ANY, is_foreign
 
 HERE = "127.0.0.1:8000"
 

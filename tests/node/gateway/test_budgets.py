@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.gateway.budgets import DAY_S, MINUTE_S, Left, RequestBudget, TokenBudget, after_s, duration, headers
+from node.gateway.callers.budgets import DAY_S, MINUTE_S, Left, RequestBudget, TokenBudget, after_s, duration, headers
 
 STEPS_S = st.lists(st.floats(0, 40), max_size=60)
 """Times between requests."""

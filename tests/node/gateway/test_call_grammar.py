@@ -16,10 +16,10 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from node.gateway.call_forms import FORMS, form_of
-from node.gateway.calling import Calling, rules_of
-from node.gateway.refusal import RefusedError
-from node.gateway.tool_calls import CallFinder, ToolCall, tools_of
+from node.gateway.http.refusal import RefusedError
+from node.gateway.tools.call_forms import FORMS, form_of
+from node.gateway.tools.calling import Calling, rules_of
+from node.gateway.tools.tool_calls import CallFinder, ToolCall, tools_of
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.answer_form import AnswerForm
 from swarm.thin.grammar import Grammar

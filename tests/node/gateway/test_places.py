@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.gateway.places import Place, Places, evicted, next_served
-from node.gateway.refusal import RefusedError
+from node.gateway.callers.places import Place, Places, evicted, next_served
+from node.gateway.http.refusal import RefusedError
 from tests.virtual_time import virtual_time
 
 CALLERS = st.sampled_from("abc")

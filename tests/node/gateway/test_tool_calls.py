@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.gateway.call_forms import form_of
-from node.gateway.tool_calls import CallFinder, ToolCall
+from node.gateway.tools.call_forms import form_of
+from node.gateway.tools.tool_calls import CallFinder, ToolCall
 
 TOOLS: dict[str, dict[str, object]] = {
     "add": {"properties": {"a": {"type": "integer"}, "note": {"type": "string"}}},

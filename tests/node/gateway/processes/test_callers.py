@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from node import api_keys
-from node.gateway.gateway import Gateway
+from node.gateway.answers.gateway import Gateway
 from swarm import files
 from tests.end_to_end.wire import WireSwarm
 from tests.node.gateway.processes.test_hanging_up import LONG, all_is_free, post

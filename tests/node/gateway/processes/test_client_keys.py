@@ -11,7 +11,7 @@ import ollama
 import openai
 
 from node import api_keys
-from node.gateway.gateway import Gateway
+from node.gateway.answers.gateway import Gateway
 from tests.end_to_end.wire import WireSwarm
 from tests.node.gateway.processes.test_callers import NOW_S, bearer, serving
 from tests.node.gateway.processes.test_callers import keys as keys

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from node.gateway.gateway import Gateway
+from node.gateway.answers.gateway import Gateway
 from tests.end_to_end.wire import WireSwarm
 from tests.node.gateway.processes.toy_gateway import checkpoint_with_long_context, toy_gateway
 from tests.swarm.inference.toy import until
@@ -83,7 +83,7 @@ def test_a_client_that_hangs_up_before_the_first_token_frees_every_hop(swarm: Wi
 
 def test_a_reader_that_pauses_pauses_its_answer(swarm: WireSwarm, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no reason to compute on: what is not read is not computed, but for what buffers hold; then it is cut off."""
-    monkeypatch.setattr("node.gateway.hanging_up.SEND_S", 1.0)
+    monkeypatch.setattr("node.gateway.http.hanging_up.SEND_S", 1.0)
 
     async def work(gateway: Gateway, port: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as client:

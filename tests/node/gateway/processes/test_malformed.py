@@ -13,16 +13,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from node.gateway.anthropic_messages import CountBody, MessagesBody
-from node.gateway.error_forms import form_of
-from node.gateway.ollama_asking import GenerateBody, OllamaChatBody
-from node.gateway.ollama_embeddings import EmbedBody, OldBody
-from node.gateway.ollama_models import ShowBody
-from node.gateway.openai_chat import ChatBody
-from node.gateway.openai_completions import CompletionBody
-from node.gateway.openai_embeddings import EmbeddingsBody
-from node.gateway.openai_responses import ResponsesBody
-from node.gateway.refusal import Refusal
+from node.gateway.anthropic.messages import CountBody, MessagesBody
+from node.gateway.http.error_forms import form_of
+from node.gateway.http.refusal import Refusal
+from node.gateway.ollama.asking import GenerateBody, OllamaChatBody
+from node.gateway.ollama.embeddings import EmbedBody, OldBody
+from node.gateway.ollama.models import ShowBody
+from node.gateway.openai.chat import ChatBody
+from node.gateway.openai.completions import CompletionBody
+from node.gateway.openai.embeddings import EmbeddingsBody
+from node.gateway.openai.responses import ResponsesBody
 from tests.node.gateway.processes.conftest import GatewaySwarm
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from node import api_keys
-from node.gateway.gateway import Gateway
-from node.gateway.origins import checked_origins
+from node.gateway.answers.gateway import Gateway
+from node.gateway.http.origins import checked_origins
 from protocols.errors import ConfigError
 from tests.end_to_end.wire import WireSwarm
 from tests.node.gateway.processes.test_callers import ASK, NOW_S, bearer, serving

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from node.gateway import GatewayConfig, create_app
-from node.gateway.gateway import Gateway
+from node.gateway.answers.gateway import Gateway
 from swarm.clock import SYSTEM
 from swarm.thin.defaults import read_defaults
 from swarm.thin.generation import TokenSequence

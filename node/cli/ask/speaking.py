@@ -1,0 +1,94 @@
+"""A model that answers, as `generate` and `chat` see it.
+
+With embedding and head here (`full.py`) or without (`thin.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+from node.cli.flags.asking import ClientSettings, Sampling
+from node.cli.terminal.console import remark, write_piece
+from swarm.thin.settings import Settings
+from swarm.thin.stops import Stops
+from swarm.thin.templates import Message
+from swarm.thin.text import TextOut
+
+
+class Speaker(Protocol):
+    """One model of the swarm and one session of it, which keeps K/V of what it has seen until `forget`."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """Decodes ids."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """What the checkpoint says about generating."""
+        ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence of the model; None = not known here."""
+        ...
+
+    @property
+    def has_template(self) -> bool: ...
+
+    @property
+    def journey(self) -> Any:
+        """The session's way through the swarm; None before its first step."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain text."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a conversation, up to where the model speaks; ModelNotSupportedError in the template's words."""
+        ...
+
+    def answer(self, ids: Sequence[int], out: TextOut, max_new_tokens: int) -> int | None:
+        """Stream the continuation of `ids` to `out`, until `out.is_stopped` at the latest; only what is new is sent.
+
+        Returns the number of trips through the route, if that may not be one for each token. After an exception the next answer starts
+        a new session.
+        """
+        ...
+
+    def stop_now(self) -> None:
+        """In a signal's handler: end the wait of `answer` with KeyboardInterrupt."""
+        ...
+
+    def forget(self) -> None:
+        """End the session."""
+        ...
+
+
+def new_out(speaker: Speaker, stop: str | None = None) -> TextOut:
+    """Where an answer goes: to stdout. stop: text at which it ends, beside the checkpoint's stop strings; it is not shown."""
+    texts = speaker.settings.stop_strings()
+    ends = Stops(speaker.tokenizer, texts) if texts else None
+    return TextOut(speaker.tokenizer, write_piece, () if stop is None else (stop,), ends)
+
+
+@contextmanager
+def open_speaker(asking: ClientSettings, sampling: Sampling, is_thin: bool) -> Iterator[Speaker]:
+    """The model, its swarm joined; closed again whatever happens. What its settings decide is said."""
+    with _opened(asking, sampling, is_thin) as speaker:
+        for line in speaker.settings.remarks(sampling.wanted):
+            remark(line)
+        yield speaker
+
+
+def _opened(asking: ClientSettings, sampling: Sampling, is_thin: bool) -> AbstractContextManager[Speaker]:
+    if is_thin:
+        from node.cli.ask import thin
+
+        return thin.open_speaker(asking, sampling)
+    from node.cli.ask import full
+
+    return full.open_speaker(asking, sampling)

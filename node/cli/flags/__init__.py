@@ -1,0 +1,1 @@
+"""Options: flags, the environment, the file; and what they mean."""

@@ -1,0 +1,1 @@
+"""The commands that host a model, or serve one by HTTP."""

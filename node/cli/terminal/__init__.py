@@ -1,0 +1,1 @@
+"""What commands share of a terminal: lines, waits, keys, prompts."""

@@ -1,0 +1,1 @@
+"""From a request of any API to its answers."""

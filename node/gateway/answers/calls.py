@@ -1,0 +1,74 @@
+"""Turns text of an answer into calls of tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from node.gateway.answers.answer import Called, End, Event, Piece, TokenText
+from node.gateway.answers.models import ServedModel
+from node.gateway.answers.request import Request
+from node.gateway.http.refusal import RefusedError
+from node.gateway.tools.call_forms import form_of
+from node.gateway.tools.tool_calls import CallFinder, ToolCall, tools_of
+
+
+class Calls:
+    """Of one request; one finder for each answer."""
+
+    def __init__(self, request: Request, template: str | None) -> None:
+        form = form_of(template) if template is not None and request.tools else None
+        tools = tools_of(request.tools)
+        self._finders = [] if form is None else [CallFinder(form, tools) for _ in range(request.num_answers)]
+        self._have_called = set[int]()
+        self._scores_calls = request.scores_calls
+        self._scored: dict[int, tuple[TokenText, ...]] = {}
+        """By answer: tokens that may be of text or of a call."""
+
+    def events(self, event: Event) -> Iterator[Event]:
+        """What becomes of one event."""
+        if not self._finders or isinstance(event, Called):
+            yield event
+        elif isinstance(event, Piece):
+            yield from self._scores(event)
+            yield from self._found(event.choice, self._finders[event.choice].feed(event.text))
+        else:
+            yield from self._found(event.choice, self._finders[event.choice].rest())
+            if left := self._scored.pop(event.choice, ()):
+                yield Piece(choice=event.choice, text="", tokens=left)
+            yield self._ended(event)
+
+    def _scores(self, piece: Piece) -> Iterator[Event]:
+        if not self._scores_calls:
+            self._scored[piece.choice] = self._scored.get(piece.choice, ()) + piece.tokens
+        elif piece.tokens:
+            yield Piece(choice=piece.choice, text="", tokens=piece.tokens)
+
+    def _found(self, choice: int, found: Iterable[str | ToolCall]) -> Iterator[Event]:
+        for one in found:
+            tokens = self._scored.pop(choice, ())
+            if isinstance(one, str):
+                yield Piece(choice=choice, text=one, tokens=tokens)
+            else:
+                self._have_called.add(choice)
+                yield Called(choice=choice, call=one)
+
+    def _ended(self, end: End) -> End:
+        is_waiting = end.choice in self._have_called and end.reason == "stop"
+        return replace(end, reason="tool_calls") if is_waiting else end
+
+
+def marks_of(served: ServedModel, template: str) -> dict[int, str]:
+    """Tokens of a model that are marks of its calls, and left out of texts; blocks."""
+    form, tokenizer = form_of(template), served.model.tokenizer
+    ids = {mark: tokenizer.encode(mark, add_special_tokens=False) for mark in (() if form is None else form.marks)}
+    return {found[0]: mark for mark, found in ids.items() if len(found) == 1 and not tokenizer.decode(found)}
+
+
+def check_tools(tools: Sequence[Mapping[str, Any]], template: str | None) -> None:
+    """RefusedError if tools are offered to a model that would not see them."""
+    if tools and (template is None or "tools" not in template):
+        raise RefusedError(
+            "tools: this model's chat template knows none; leave them out, or ask a model that was made for them", "tools"
+        )

@@ -1,0 +1,1 @@
+"""What all APIs share of HTTP: limits, errors, hanging up."""

@@ -1,0 +1,117 @@
+"""Items of a conversation, as `/v1/responses` takes them.
+
+Source: https://platform.openai.com/docs/api-reference/responses
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from node.gateway.http import form
+from node.gateway.http.form import Strict, Text, only
+from node.gateway.http.refusal import RefusedError
+from node.gateway.tools.tools_form import MAX_TOOLS, FunctionOffer, ToolName, allowed_of, arguments_of, offer
+from swarm.thin.templates import Message
+
+
+class OutputPart(Strict):
+    type: Literal["input_text", "output_text"]
+    text: Text
+    annotations: only([]) = None  # type: ignore[valid-type]
+    logprobs: list[dict[str, Any]] | None = Field(None, description="As an answer had them; not read.")
+
+
+class MessageItem(Strict):
+    """Of the user, or of an answer before."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[OutputPart], Field(max_length=form.MAX_PARTS)]
+    id: str | None = Field(None, max_length=200)
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    phase: only() = None  # type: ignore[valid-type]
+
+    def message(self) -> Message:
+        return {"role": "system" if self.role == "developer" else self.role, "content": text_of(self.content)}
+
+
+class CallItem(Strict):
+    """A call of a tool, in an answer before."""
+
+    type: Literal["function_call"]
+    call_id: str = Field(min_length=1, max_length=200)
+    name: ToolName
+    arguments: Text
+    id: str | None = Field(None, max_length=200)
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+    def made(self, param: str) -> dict[str, Any]:
+        """For a chat template."""
+        arguments = arguments_of(self.arguments, f"{param}.arguments")
+        return {"id": self.call_id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
+
+
+class ResultItem(Strict):
+    """Of a tool that was called."""
+
+    type: Literal["function_call_output"]
+    call_id: str = Field(max_length=200)
+    output: Text | Annotated[list[OutputPart], Field(max_length=form.MAX_PARTS)]
+    id: str | None = Field(None, max_length=200)
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+
+class FunctionTool(FunctionOffer):
+    """As in chats, but on one level."""
+
+    type: Literal["function"]
+
+    def offered(self) -> dict[str, Any]:
+        """For a chat template."""
+        return offer(self)
+
+
+class NamedFunctionTool(Strict):
+    """The one that must be called."""
+
+    type: Literal["function"]
+    name: ToolName
+
+
+class AllowedFunctionTools(Strict):
+    """Those that may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[NamedFunctionTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+    def of(self, offered: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+        """RefusedError if one is not offered."""
+        return allowed_of(offered, [tool.name for tool in self.tools])
+
+
+def text_of(content: str | Sequence[OutputPart]) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+def conversation_of(items: Sequence[MessageItem | CallItem | ResultItem]) -> list[Message]:
+    """For a chat template, where calls belong to a message; RefusedError if a result has no call."""
+    found, names = list[Message](), dict[str, str]()
+    for at, item in enumerate(items):
+        if isinstance(item, MessageItem):
+            found.append(item.message())
+        elif isinstance(item, CallItem):
+            names[item.call_id] = item.name
+            if not found or found[-1]["role"] != "assistant":
+                found.append({"role": "assistant", "content": ""})
+            found[-1].setdefault("tool_calls", []).append(item.made(f"input.{at}"))
+        elif item.call_id in names:
+            called = {"name": names[item.call_id], "tool_call_id": item.call_id}
+            found.append({"role": "tool", "content": text_of(item.output), **called})
+        else:
+            where = f"input.{at}.call_id"
+            raise RefusedError(f"{where} is the id of no call before it, got {item.call_id[:80]!r}", where)
+    return found
