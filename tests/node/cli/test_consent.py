@@ -13,7 +13,7 @@ import pytest
 SCRIPT = """
 import sys
 from pathlib import Path
-from node.cli import consent
+from node.cli.terminal import consent
 from swarm.lan import network
 network.name = lambda: sys.argv[2]
 ask = consent.asker(Path(sys.argv[1]), sys.argv[3])
