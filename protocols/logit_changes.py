@@ -5,14 +5,17 @@ They are a client's penalties and biases. With them, only the largest logits hav
 
 from __future__ import annotations
 
-import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from protocols.errors import BadRequestError
 
 MAX_CHANGES_BYTES = 1 << 18
 LEAST_PENALTY, MOST_PENALTY = 1e-3, 1e3
+
+MOST_CHANGE = 2.0**100
+"""Added or subtracted: no logit becomes infinite by all changes together, as if the node that makes them were damaged."""
 
 _HEAD = struct.Struct("<fIII")
 
@@ -30,6 +33,12 @@ class LogitChanges:
     @property
     def num_bytes(self) -> int:
         return _HEAD.size + 4 * len(self.repeated) + 8 * (len(self.bias) + len(self.less))
+
+    @property
+    def may_travel(self) -> bool:
+        """Whether a node takes them, by their size and their numbers."""
+        values = (value for _, value in (*self.bias, *self.less))
+        return self.num_bytes <= MAX_CHANGES_BYTES and _are_within(self.penalty, values)
 
     def pack(self) -> bytes:
         """16 bytes, 4 for each repeated token, and 8 for each other change."""
@@ -52,9 +61,14 @@ class LogitChanges:
         parts = ids[:repeated], ids[repeated : repeated + bias], ids[repeated + bias :]
         if any(len(set(part)) != len(part) for part in parts) or (ids and not 0 <= min(ids) <= max(ids) < vocab_size):
             raise BadRequestError(f"changes of logits are of tokens 0 to {vocab_size - 1}, each once")
-        if not LEAST_PENALTY <= penalty <= MOST_PENALTY or not all(map(math.isfinite, values)):
+        if not _are_within(penalty, values):
             raise BadRequestError(
-                f"a repetition penalty is {LEAST_PENALTY} to {MOST_PENALTY:.0f} and other changes are finite, got {penalty} and others"
+                f"a repetition penalty is {LEAST_PENALTY} to {MOST_PENALTY:.0f} and other changes are finite, {MOST_CHANGE:.0e} at most; got "
+                f"{penalty} and others"
             )
         return cls(penalty=penalty, repeated=parts[0], bias=tuple(zip(parts[1], values[:bias], strict=True)),
                    less=tuple(zip(parts[2], values[bias:], strict=True)))  # fmt: skip
+
+
+def _are_within(penalty: float, values: Iterable[float]) -> bool:
+    return LEAST_PENALTY <= penalty <= MOST_PENALTY and all(abs(value) <= MOST_CHANGE for value in values)

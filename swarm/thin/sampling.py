@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError, shown
-from protocols.logit_changes import LEAST_PENALTY, MAX_CHANGES_BYTES, MOST_PENALTY, LogitChanges
+from protocols.logit_changes import LogitChanges
 from protocols.step_spec import EXCLUDED, MAX_TEMPERATURE, MIN_TEMPERATURE
 
 if TYPE_CHECKING:
@@ -179,8 +179,7 @@ class Chooser:
             bias=tuple(one for one in own.bias if one[0] < vocab_size),
             less=tuple((token, own.presence_penalty + own.frequency_penalty * count) for token, count in counts.items()),
         )
-        is_small = packed.num_bytes <= min(2 * vocab_size, MAX_CHANGES_BYTES)
-        return packed.pack() if is_small and LEAST_PENALTY <= own.repetition_penalty <= MOST_PENALTY else b""
+        return packed.pack() if packed.num_bytes <= 2 * vocab_size and packed.may_travel else b""
 
     @property
     def _few(self) -> int:
