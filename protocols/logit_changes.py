@@ -63,8 +63,8 @@ class LogitChanges:
             raise BadRequestError(f"changes of logits are of tokens 0 to {vocab_size - 1}, each once")
         if not _are_within(penalty, values):
             raise BadRequestError(
-                f"a repetition penalty is {LEAST_PENALTY} to {MOST_PENALTY:.0f} and other changes are finite, {MOST_CHANGE:.0e} at most; got "
-                f"{penalty} and others"
+                f"a repetition penalty is {LEAST_PENALTY} to {MOST_PENALTY:.0f} and other changes are finite, {MOST_CHANGE:.0e} at "
+                f"most; got {penalty} and others"
             )
         return cls(penalty=penalty, repeated=parts[0], bias=tuple(zip(parts[1], values[:bias], strict=True)),
                    less=tuple(zip(parts[2], values[bias:], strict=True)))  # fmt: skip

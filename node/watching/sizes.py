@@ -8,7 +8,7 @@ from pathlib import Path
 
 from node.watching.config_sizes import of_config
 from node.watching.what_if import Sizes
-from protocols.errors import CheckpointError
+from protocols.errors import CheckpointError, ModelNotSupportedError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from swarm.checkpoints import hub_cache
@@ -49,7 +49,11 @@ def of_checkpoint(directory: Path, name: str) -> Sizes:
 
 def of_hub_name(name: str) -> Sizes:
     """Of what is on this machine of it, as `of_checkpoint`; ModelNotFoundError if its config is not. Nothing is fetched."""
-    return of_checkpoint(hub_cache.cached(name), name)
+    directory = hub_cache.cached(name)
+    try:
+        return of_checkpoint(directory, name)
+    except (CheckpointError, ModelNotSupportedError) as error:  # where this machine's user keeps files is not for visitors
+        raise type(error)(str(error).replace(str(directory), name)) from None
 
 
 def of_size(num_parameters: float, num_blocks: int, bytes_each: float) -> Sizes:

@@ -12,7 +12,7 @@ from node.watching import sizes
 from node.watching.look import Look, seen
 from node.watching.peer_facts import facts, fixes, units
 from node.watching.what_if import Sizes, as_served, machines, predict
-from protocols.errors import ModelNotFoundError
+from protocols.errors import CheckpointError, ModelNotFoundError, ModelNotSupportedError
 from protocols.ids import PeerId, Span
 from protocols.records import PeerRecord
 from swarm.checkpoints import hub_cache
@@ -114,6 +114,18 @@ def test_a_hub_name_is_found_in_the_cache_of_this_machine_alone(tmp_path: Path) 
     for odd in ("../../etc", "/etc/passwd", "owner/name/more", "", "a\0b", "owner/../name"):
         with pytest.raises(ModelNotFoundError, match="no Hub name"):
             hub_cache.cached(odd, tmp_path)
+
+
+@pytest.mark.parametrize("config", ["{", '{"auto_map": {"AutoConfig": "evil.Config"}}', None])
+def test_a_visitor_is_not_told_where_this_machine_keeps_files(
+    config: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    monkeypatch.setattr(hub_cache, "cached", lambda name: tmp_path)
+    with pytest.raises((CheckpointError, ModelNotSupportedError)) as refused:
+        sizes.of_hub_name("owner/name")
+    assert str(tmp_path) not in str(refused.value) and "owner/name" in str(refused.value)
 
 
 def test_a_peer_that_cannot_be_reached_is_told_what_to_do() -> None:
