@@ -99,7 +99,7 @@ class Answering:
 
     async def _compute_once(self) -> None:
         """The prompts, each of which has several answers, side by side."""
-        model, owner = self.served.model, self._meter.account.name
+        model, owner = self.served.model, self._meter.account.owner
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(model.compute_once(ids, owner)) for ids in self._prompts]
@@ -116,7 +116,7 @@ class Answering:
         pieces: list[str] = []
         out = self._text_out(pieces, isinstance(request.prompts[choice // request.num_choices], str | tuple))
         out.put(ids)
-        owner, reason, num_new, is_whole = self._meter.account.name, "length", 0, False
+        owner, reason, num_new, is_whole = self._meter.account.owner, "length", 0, False
         sequence = await model.begin(ids, owner)
         timings, trace = self._timings_of(choice, sequence), self.trace.answer(choice)
         sequence.session.tracer = trace

@@ -36,11 +36,14 @@ class Account:
     is_operator: bool = False
     """May give orders on the page."""
 
+    owner: str = ""
+    """Whose prompts share their beginnings with its own: a new key under an old name shares nothing with the old one."""
+
     @classmethod
     def of(cls, key: Key, clock: Clock) -> Account:
         requests = None if key.requests_per_minute is None else RequestBudget(key.requests_per_minute)
         tokens = None if key.tokens_per_day is None else TokenBudget(key.tokens_per_day)
-        return cls(key.name, clock, requests, tokens, key.is_operator)
+        return cls(key.name, clock, requests, tokens, key.is_operator, key.sha256)
 
     def take_request(self) -> None:
         """Count one request that generates; RefusedError (429) if it is one too many, or no token is left."""
