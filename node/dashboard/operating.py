@@ -34,8 +34,8 @@ class Operating(Protocol):
         """Give it; what was done, for a person. OrderRefusedError. headers: who presses."""
         ...
 
-    def bans(self) -> tuple[Ban, ...]:
-        """Peers over which this gateway's own answers do not go."""
+    def bans(self) -> tuple[Ban, ...] | None:
+        """Peers over which this gateway's own answers do not go; None = there is no gateway here."""
         ...
 
     def ban_here(self, headers: Headers, peer: PeerId, seconds: int) -> str:

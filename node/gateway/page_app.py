@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI
 
@@ -11,6 +12,7 @@ from node.dashboard.dashboard import Dashboard
 from node.gateway import page
 from node.gateway.answers.config import GatewayConfig
 from node.gateway.callers.accounts import Accounts
+from node.gateway.callers.page_orders import PageOrders
 from node.gateway.http.limits import Limits
 from node.watching.watcher import Watcher
 
@@ -21,8 +23,13 @@ MAX_BODY_BYTES = 1 << 20
 def create_page_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     """The page of the swarm that `config` names, with its keys; models, places and budgets of `config` do not matter."""
     accounts = Accounts(config.keys, config.clock)
+    watcher = Watcher(config.meet, config.models, config.clock)
+    operating = None
+    if config.operator is not None:
+        gate = replace(config.entry, bans=None).gate()
+        operating = PageOrders(config.operator, gate, None, accounts, watcher, config.clock)
     dashboard = Dashboard(
-        watcher=Watcher(config.meet, config.models, config.clock), swarm=config.swarm, hosting=config.hosting,
+        watcher=watcher, swarm=config.swarm, hosting=config.hosting, operating=operating,
         check_key=accounts.is_known, runs_folder=config.runs,
     )  # fmt: skip
 

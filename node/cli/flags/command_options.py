@@ -155,6 +155,7 @@ class Hosting(BlockOptions):
     """Of a node."""
 
     dashboard: options.Dashboard = None
+    operator_key: options.OperatorKey = None
     run: Annotated[
         str | None,
         typer.Option(

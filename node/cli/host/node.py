@@ -43,10 +43,14 @@ def run(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None
     """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises what kept the node from serving. run: it trains in that."""
     config = read(serve, flags, run)
     if flags.dashboard is None:
+        if flags.operator_key is not None:
+            raise ConfigError(
+                "--operator-key is of the node's page: add --dashboard PORT; who may order here is said by --operators"
+            )
         host(config, lambda hosted, on_event, _: hosted(on_event), flags.otlp)
     from node.cli.host.node_page import NodePage
 
-    host(config, NodePage(config, flags.dashboard).run, flags.otlp)
+    host(config, NodePage(config, flags.dashboard, flags.operator_key).run, flags.otlp)
 
 
 Hosted = Callable[[OnEvent], Coroutine[object, object, None]]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node import api_keys
-from node.cli.host import gateway_keys
+from node.cli.host import gateway_keys, operators
 from node.cli.host.serve import reached
 from node.config import NodeConfig, parse_port
 from node.events import Event, OnEvent
@@ -28,13 +29,17 @@ FLAG = "--dashboard"
 class NodePage:
     """The page of one node; it listens from the beginning, and is served as soon as the node is."""
 
-    def __init__(self, config: NodeConfig, at: str) -> None:
-        """at: [HOST:]PORT. ConfigError if it is not free, or others reach it and there is no key."""
+    def __init__(self, config: NodeConfig, at: str, operator_key: Path | None) -> None:
+        """at: [HOST:]PORT. operator_key: whose orders the page gives; None = none. ConfigError if the port is not free, the key cannot be
+        used, or others reach the page and there is no key for them."""
         from node.gateway import server
 
         host, port = parse_port(at, FLAG)
         self._config, self._keys = config, gateway_keys.file_of(config.data_dir)
-        self._is_loopback = reached(host, len(api_keys.read(self._keys)), FLAG)
+        num_keys = len(api_keys.read(self._keys))
+        self._is_loopback = reached(host, num_keys, FLAG)
+        self._operator, _ = operators.of_gateway(operator_key, config.data_dir)
+        operators.remark_who_orders(self._operator, num_keys)
         self._listening: socket.socket = server.bound(host, port)
         self._addresses: list[str] = []
 
@@ -68,7 +73,7 @@ class NodePage:
         app = create_page_app(
             GatewayConfig(
                 peers=tuple(self._addresses), swarm=config.swarm, entry=replace(config.entry, identity=None), data_dir=config.data_dir,
-                keys=self._keys,
+                keys=self._keys, operator=self._operator,
             ),
             is_loopback=self._is_loopback,
         )  # fmt: skip

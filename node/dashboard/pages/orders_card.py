@@ -50,18 +50,20 @@ class OrdersCard:
             self._asking.is_new(None)
             return
         reply = self._operating.known(self._peer)
-        here = tuple(ban for ban in self._operating.bans() if ban.peer == self._peer)
-        none = "This node takes no orders from this gateway's operator: its owner has not listed it, or it was not reached yet."
+        bans = self._operating.bans()
+        here = tuple(ban for ban in bans or () if ban.peer == self._peer)
+        none = "This node takes no orders from this page's operator: its owner has not listed it, or it was not reached yet."
         avoided = f" This gateway avoids it for {order_texts.left(here[0].seconds)} more." if here else ""
         self._state.set_text((none if reply is None else order_texts.STATES[reply.state]) + avoided)
-        self._draw_buttons(reply, bool(here))
+        self._draw_buttons(reply, None if bans is None else bool(here))
         self._draw_bans(reply)
         if reply is not None and self._wanted:
             wanted, self._wanted = self._wanted, ""
             if wanted in dict(order_texts.offered(reply)):
                 self._ask(wanted)
 
-    def _draw_buttons(self, reply: OrderReply | None, is_avoided: bool) -> None:
+    def _draw_buttons(self, reply: OrderReply | None, is_avoided: bool | None) -> None:
+        """is_avoided: by this gateway; None = there is none."""
         offered = order_texts.offered(reply) if reply else []
         if not self._buttons.is_new((offered, is_avoided)):
             return
@@ -69,8 +71,9 @@ class OrdersCard:
             for action, name in offered:
                 made = button(f"{name}…", lambda action=action: self._ask(action))  # type: ignore[misc]
                 made.classes("mm-danger" if action in order_texts.DANGEROUS else "mm-plain")
-            name = "Let this gateway use it again…" if is_avoided else "Let this gateway avoid it…"
-            button(name, lambda: self._ask_here(is_avoided)).classes("mm-plain")
+            if is_avoided is not None:
+                name = "Let this gateway use it again…" if is_avoided else "Let this gateway avoid it…"
+                button(name, lambda: self._ask_here(is_avoided)).classes("mm-plain")
 
     def _draw_bans(self, reply: OrderReply | None) -> None:
         bans = reply.bans if reply else ()

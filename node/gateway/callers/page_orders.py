@@ -50,8 +50,10 @@ HERE = "this machine"
 class PageOrders:
     """`Operating` over one gateway."""
 
-    def __init__(self, identity: Identity, gate: Gate, bans: Bans, accounts: Accounts, watcher: Watcher, clock: Clock) -> None:
-        """gate: whom the operator may call. bans: of the gateway itself."""
+    def __init__(
+        self, identity: Identity, gate: Gate, bans: Bans | None, accounts: Accounts, watcher: Watcher, clock: Clock
+    ) -> None:
+        """gate: whom the operator may call. bans: of the gateway itself; None = it is a node's page, and no answer goes out here."""
         self._pool = operator.connections(identity, gate)
         self._bans, self._accounts, self._watcher, self._clock = bans, accounts, watcher, clock
         self._said: dict[PeerId, tuple[float, OrderReply | None]] = {}
@@ -111,11 +113,13 @@ class PageOrders:
         self._tell(f"{who}: {order.action} at {label(record.name, peer)}: {done}", peer)
         return done
 
-    def bans(self) -> tuple[Ban, ...]:
-        return self._bans.listed()
+    def bans(self) -> tuple[Ban, ...] | None:
+        return None if self._bans is None else self._bans.listed()
 
     def ban_here(self, headers: Headers, peer: PeerId, seconds: int) -> str:
         who, record = self._checked(headers), self._watcher.look.peer(peer)
+        if self._bans is None:
+            raise OrderRefusedError("this is a node's page: no answer goes out here; a gateway's page has this order")
         try:
             parse_peer_id(peer)  # it comes from the page's address
             if seconds:

@@ -38,6 +38,7 @@ FLAGS = {
         *(
             "MODEL",
             "--dashboard",
+            "--operator-key",
             "--run",
             "--train-hours",
             "--train-share",

@@ -257,7 +257,7 @@ def test_an_ordinary_key_sees_no_button_and_a_revoked_one_presses_in_vain(browse
     assert "Operator" not in browser.text() and "Drain" not in browser.text()
     enter(browser, url, olga)
     browser.open(fleet.page_of(url, "first"))
-    browser.until_text("takes no orders from this gateway's operator", CARD, SOON_S)
+    browser.until_text("takes no orders from this page's operator", CARD, SOON_S)
     browser.open(fleet.page_of(url, "spare"))
     browser.until_text("Pause", CARD, SOON_S)
     assert "Kill" not in browser.text(CARD), "it is not of a test swarm"
@@ -276,3 +276,16 @@ def test_an_ordinary_key_sees_no_button_and_a_revoked_one_presses_in_vain(browse
     spare.hear()
     assert [line.split(",")[0] for line in spare.lines if line.startswith("order")] == ["order: pause", "order: resume"]
     browser.driver.delete_all_cookies()
+
+
+def test_a_nodes_own_page_gives_orders_too(browser: Browser, fleet: Fleet) -> None:
+    """With its operator's key; no answer goes out there, so there is nothing to avoid."""
+    keys = ("--operators", str(fleet.pool.folder / "operators.txt"), "--dashboard", "0", "--operator-key", str(fleet.key))
+    node = fleet.pool.node(str(fleet.pool.folder / "tiny"), "--name", "own", "--peer", fleet.peer, *keys)
+    browser.open(f"{node.wait_for('page')}page/peer/{node.said['peer']}")
+    browser.until_text("Pause", CARD, SOON_S)
+    assert "avoid" not in browser.text(CARD)
+    order(browser, "Pause", "paused: no new session begins")
+    order(browser, "Drain", "leaves the swarm")
+    assert node.has_ended(30) and node.code == 0, node.last_words()
+    browser.run("window.stop()")
