@@ -153,6 +153,10 @@ class RunNode:
         held = self.holding.of(unit, version)
         return await self._live(unit) if held is None else held
 
+    async def between_steps(self) -> dict[Unit, UnitSnapshot]:
+        """All units as they are when no step is under way: a step changes parameters first, and then versions."""
+        return await self.device.run(lambda: {unit: self.units.snapshot(unit) for unit in self.units.states}, Priority.UPDATE)
+
     async def _live(self, unit: Unit) -> UnitSnapshot:
         return await self.device.run(lambda: self.units.snapshot(unit), Priority.UPDATE)
 
