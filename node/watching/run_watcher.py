@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from node.training.report.history import History
 from node.watching import runs
 from node.watching.journals import Journals
 from node.watching.runs import RunView
+from node.watching.visitors import Visitors
 from node.watching.watcher import Watcher
 from protocols.errors import SwarmError
 from protocols.words import one_line
@@ -34,19 +34,7 @@ class RunWatcher:
         self.has_looked = False
         self._journals = Journals()
         self._here: list[History] = []
-        self._num_watching, self._wake = 0, asyncio.Event()
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """A visitor watches, within the block."""
-        self._num_watching += 1
-        self._wake.set()
-        try:
-            yield
-        finally:
-            self._num_watching -= 1
-            if not self._num_watching:
-                self._wake.clear()
+        self.visitors = Visitors()
 
     def history(self, name: str, digest: str) -> History | None:
         """Of one run: what a trainer wrote on this machine, or what trainers tell, if that goes farther; None if there is nothing."""
@@ -68,7 +56,7 @@ class RunWatcher:
 
     async def _keep_views(self) -> None:
         while True:
-            await self._wake.wait()
+            await self.visitors.here.wait()
             if self._watcher.source is not None:
                 try:
                     self.views, self.problem = await runs.look_at_runs(self._watcher.source, self._watcher.look), ""
@@ -79,7 +67,7 @@ class RunWatcher:
 
     async def _keep_journals(self) -> None:
         while True:
-            await self._wake.wait()
+            await self.visitors.here.wait()
             if self._folder is not None:
                 self._here = await asyncio.to_thread(runs.histories, self._folder)
             if self._watcher.source is not None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Protocol
 
 from node.watching.changes import Change, between, change
 from node.watching.look import Look, seen
 from node.watching.pulse import Pulse
+from node.watching.visitors import Visitors
 from protocols.errors import SwarmError
 from protocols.records import PeerRecord
 from swarm.clock import SYSTEM, Clock
@@ -88,25 +89,9 @@ class Watcher:
         """The newest last."""
         self.num_changes = 0
         """All that there ever were."""
-        self._num_watching = 0
+        self.visitors = Visitors()
         self._names: tuple[str, ...] = ()
         self._named_s = -NAMES_S
-        self._wake = asyncio.Event()
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """A visitor watches, within the block."""
-        self._num_watching += 1
-        self._wake.set()
-        try:
-            yield
-        finally:
-            self._num_watching -= 1
-
-    @property
-    def is_watched(self) -> bool:
-        """Is a visitor there?"""
-        return self._num_watching > 0
 
     def tell(self, kind: str, text: str, peer: str = "") -> None:
         """Add a line to the list of events."""
@@ -163,12 +148,12 @@ class Watcher:
 
     async def _pause(self, began_s: float) -> None:
         """Until the next look is due; as soon as a visitor comes, it is."""
-        self._wake.clear()
-        every_s = WATCHED_S * max(1, len(self._names)) if self._num_watching else UNWATCHED_S
+        is_watched = self.visitors.here.is_set()
+        every_s = WATCHED_S * max(1, len(self._names)) if is_watched else UNWATCHED_S
         left_s = every_s - (self._clock.now_s() - began_s)
-        if self._num_watching:
+        if is_watched:
             await asyncio.sleep(max(0.0, left_s))
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, left_s)):
-                await self._wake.wait()
+                await self.visitors.here.wait()

@@ -194,8 +194,8 @@ class Hosting(BlockOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UpOptions(BlockOptions):
-    """Of a node with a gateway."""
+class HttpOptions:
+    """Of what a gateway listens for, and shows."""
 
     port: options.Port = 8000
     host: options.Host = "127.0.0.1"
@@ -204,6 +204,11 @@ class UpOptions(BlockOptions):
     allow_origin: options.AllowOrigin = dataclasses.field(default_factory=list)
     runs_dir: options.RunsDir = None
     operator_key: options.OperatorKey = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UpOptions(HttpOptions, BlockOptions):
+    """Of a node with a gateway."""
 
     def hosting(self) -> Hosting:
         """The same, as flags of a node."""
@@ -289,22 +294,20 @@ class ClientOptions(EvaluationOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Serving(MeetingOptions):
-    """Of a gateway."""
+class ThinOptions(MeetingOptions):
+    """Of thin clients for models of the swarm."""
 
-    port: options.Port = 8000
-    host: options.Host = "127.0.0.1"
-    max_requests: options.MaxRequests = 64
-    max_seconds: options.MaxSeconds = 3600.0
-    allow_origin: options.AllowOrigin = dataclasses.field(default_factory=list)
-    runs_dir: options.RunsDir = None
-    operator_key: options.OperatorKey = None
     dtype: options.Dtype = "auto"
     patience: options.Patience = 30.0
     priority: options.Priority = 0
     follow: options.Follow = False
     accept_new_weights: options.AcceptNewWeights = False
     otlp: options.Otlp = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Serving(HttpOptions, ThinOptions):
+    """Of a gateway."""
 
 
 def with_flags(name: str, kind: type[Any], **defaults: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -61,7 +61,7 @@ async def _watch(
         watcher = Watcher(lambda: contextlib.nullcontext(peer), models)
         watching = asyncio.create_task(watcher.run())
         try:
-            with watcher.watched():
+            with watcher.visitors.watching():
                 await _all_asked(watcher, ONCE_S)
                 on_wait(None)
                 if is_live:

@@ -34,14 +34,14 @@ def home_here() -> str:
 def watch_runs() -> None:
     """While the visitor stays, the swarm's training runs are watched, too."""
     held = ExitStack()
-    held.enter_context(dashboard_here().runs.watched())
+    held.enter_context(dashboard_here().runs.visitors.watching())
     ui.context.client.on_delete(held.close)
 
 
 def keep_up(draw: Callable[[], None], every_s: float = EVERY_S) -> None:
     """Draw now, and again and again while the visitor stays; meanwhile the swarm is watched closely."""
     held = ExitStack()
-    held.enter_context(dashboard_here().watcher.watched())
+    held.enter_context(dashboard_here().watcher.visitors.watching())
     ui.context.client.on_delete(held.close)
     draw()
     ui.timer(every_s, draw)

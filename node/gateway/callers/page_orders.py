@@ -73,7 +73,7 @@ class PageOrders:
 
     async def run(self) -> None:
         while True:
-            if self._watcher.is_watched:
+            if self._watcher.visitors.here.is_set():
                 records = self._watcher.look.records
                 self._said = {peer: said for peer, said in self._said.items() if peer in records}
                 await self._ask(self._due(records.values()))

@@ -33,7 +33,7 @@ async def test_files_of_this_machine_are_read_only_while_somebody_looks(tmp_path
     try:
         await asyncio.sleep(0.05)
         assert watched.known == [] and watched.history(RUN.name, "") is None
-        with watched.watched():
+        with watched.visitors.watching():
             await until(lambda: watched.known)
         assert watched.known == [(RUN.name, "")]
         found = watched.history(RUN.name, "")

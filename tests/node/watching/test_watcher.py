@@ -46,7 +46,7 @@ async def test_a_death_is_told_soon_if_somebody_watches_and_else_at_the_next_loo
         assert not watcher.changes, "what is there at the beginning is no news"
         source.silent.add(SECOND.peer)
         assert await until(lambda: watcher.changes, UNWATCHED_S + 1) > WATCHED_S
-        with watcher.watched():
+        with watcher.visitors.watching():
             source.silent.clear()
             assert await until(lambda: watcher.changes[-1].kind == "complete", 2 * WATCHED_S) <= WATCHED_S + 0.3
     assert [one.kind for one in watcher.changes] == ["died", "gap", "returned", "complete"]
