@@ -30,7 +30,7 @@ from node.runs.keeper_server import KeeperServer, model_of
 from node.runs.keeping import Keeping
 from node.runs.lease_handler import LeaseHandler
 from node.runs.notes import Notes, read_noted
-from node.runs.opening import OpenRun, RunData, RunOpener, open_validation, read_data, reading
+from node.runs.opening import OpenRun, Progress, RunData, RunOpener, open_validation, read_data, reading
 from node.runs.publisher import PUBLISH_EVERY_S, Publisher
 from node.runs.run_reports import RunReports
 from node.runs.sampler import ServedSamples
@@ -110,9 +110,7 @@ async def _train(
     waits: Waits,
 ) -> None:
     uploader, desk = Uploader(config.node.upload_bytes_s), LeaseHandler()
-
     keepers, journals = KeeperServer(uploader.turn), JournalServer(uploader.spend)
-
     with waits.on(waiting.READING_DATA) as progress:
         tell = reading(progress, on_event)
         data = await asyncio.to_thread(lambda: read_data(config.file, config.node.data_dir, tell, is_needed=True))
@@ -122,14 +120,8 @@ async def _train(
     async with Peer(peer_config(config.node, on_event), handlers) as peer:
         with waits.on(waiting.JOINING):
             await meet(config.node, peer, on_event)
-        naming = Naming.of(
-            peer.ping,
-            config.node.data_dir,
-            keyring.known_as(config.node.swarm, config.node.entry.key),
-            config.node.accept_new_weights,
-        )
         with waits.on(waiting.loading("version 0")) as progress:
-            run = await RunOpener(peer, config.node.data_dir, naming, reading(progress, on_event)).by_file(data)
+            run = await _opened(config.node, peer, data, reading(progress, on_event))
         num_blocks, keeping = run.checkpoint.num_blocks, None
         members = Members(run.model, peer.directory, peer.pool, num_blocks=num_blocks, me=peer.peer_id)
         copier = Copier(members, clock, config.hold_every_s)
@@ -162,6 +154,12 @@ async def _train(
             if keeping is not None:
                 await keeping.close()
             run.close()
+
+
+async def _opened(config: NodeConfig, peer: Peer, data: RunData, progress: Progress) -> OpenRun:
+    known_as = keyring.known_as(config.swarm, config.entry.key)
+    naming = Naming.of(peer.ping, config.data_dir, known_as, config.accept_new_weights)
+    return await RunOpener(peer, config.data_dir, naming, progress).by_file(data)
 
 
 @contextlib.asynccontextmanager
