@@ -47,10 +47,10 @@ class FrozenStages:
         return self._stages[host]
 
     def _make(self, host: Host) -> FrozenStage:
-        assert host.engines is not None
+        assert host.unit_engines is not None
         served = host.served
         stage = FrozenStage(
-            host.engines.readings, served.num_blocks, limit_bytes=graph_bytes(self._free_bytes()),
+            host.unit_engines.readings, served.num_blocks, limit_bytes=graph_bytes(self._free_bytes()),
             max_positions=host.max_positions,
         )  # fmt: skip
 
@@ -69,7 +69,7 @@ def _check(sent: Pass, host: Host) -> None:
         raise ModelMismatchError(
             f"this peer serves {short(served.weights)}, the pass is for {short(sent.weights)}: the two hold different weights ({what})"
         )
-    if not is_part(unit, served.blocks) or host.engines is None:
+    if not is_part(unit, served.blocks) or host.unit_engines is None:
         raise SpanNotServedError(f"this peer serves {served.blocks}, the route wants {unit}: look the directory up again")
     if sent.payload.dtype not in ("int32", served.dtype):
         raise BadRequestError(

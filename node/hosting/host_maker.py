@@ -20,7 +20,7 @@ from node.events import Event, OnEvent
 from node.hosting.model_source import ModelSource
 from node.placement import span_choice
 from node.placement.presence import Presence
-from node.serving.host import Host
+from node.serving.host import Host, HostEngines
 from node.serving.unit_engines import UnitEngines, build
 from node.units.host_units import HostReadings, HostUnits
 from node.units.loaded import LoadedUnit
@@ -78,9 +78,9 @@ class HostMaker:
 
     async def renew(self, host: Host) -> Host:
         """A host of the newest weights of a host's units, within the same budget for keys and values. It has not started."""
-        assert host.engines is not None
+        assert host.unit_engines is not None
         limit_bytes = host.budget_bytes - self.device_thread.memory.used_bytes
-        engines = await self._build(host.engines.units, limit_bytes)
+        engines = await self._build(host.unit_engines.units, limit_bytes)
         beside = host.served.beside | units.ENDS if engines.ends else host.served.beside - units.ENDS
         served = replace(host.served, weights=engines.readings.weights, beside=beside)
         return self._host(engines, served, host.block_ms, host.budget_bytes)
@@ -97,15 +97,11 @@ class HostMaker:
     def _host(self, engines: UnitEngines, served: Served, block_ms: float, budget_bytes: int = 0) -> Host:
         try:
             return Host(
-                engines.engine,
+                HostEngines(engines.engine, engines.ends, engines.make_part, block_ms, engines),
                 served,
                 kv_bytes_per_token=kv_bytes_per_token(self.checkpoint.config, served.span, self._kind),
                 max_positions=self.checkpoint.max_positions,
-                ends=engines.ends,
                 device=self.device_thread,
-                make_part=engines.make_part,
-                engines=engines,
-                block_ms=block_ms,
                 budget_bytes=budget_bytes,
             )
         except BaseException:

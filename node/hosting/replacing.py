@@ -47,8 +47,8 @@ class Replacer:
         """keep: older versions that go on serving.
 
         host: it serves units of its own (`Host.engines`). free_bytes: what the device's memory takes beside all that is loaded."""
-        assert host.engines is not None
-        self.host, self._units = host, host.engines.units
+        assert host.unit_engines is not None
+        self.host, self._units = host, host.unit_engines.units
         self._renew, self._dispatcher, self._presence, self._free_bytes = renew, dispatcher, presence, free_bytes
         self._drain_s, self._keep = drain_s, keep
         self._older: list[Host] = []
@@ -88,12 +88,12 @@ class Replacer:
             self._turn.release()
 
     async def _next_host(self, changes: Changes, weights: Weights) -> Host:
-        assert self.host.engines is not None
+        assert self.host.unit_engines is not None
         try:
             await asyncio.to_thread(self._units.replace, changes, weights)
             return await self._renew(self.host)
         except BaseException:
-            self._units.restore(self.host.engines.readings)
+            self._units.restore(self.host.unit_engines.readings)
             raise
 
     async def close(self) -> None:

@@ -189,8 +189,8 @@ class RunPart:
 
 def _make_stage(settings: RunSettings, host: Host) -> Stage:
     """Copies the parameters of a host's units."""
-    assert host.engines is not None
-    own = host.engines.units
+    assert host.unit_engines is not None
+    own = host.unit_engines.units
     with own.blocks.read() as blocks, contextlib.nullcontext() if own.ends is None else own.ends.read() as ends:
         return Stage(
             blocks.holding, None if ends is None else ends.holding, settings.num_blocks, recompute=settings.recompute,

@@ -2,7 +2,7 @@
 
 `node/serving/dispatcher.py` passes the sessions' streams to it.
 
-host = Host(engine, served, kv_bytes_per_token=…)
+host = Host(HostEngines(engine), served, kv_bytes_per_token=…)
 await host.start(peer.pool)
 dispatcher.open(host)
 ...
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from node.device.thread import Device
@@ -41,38 +42,52 @@ SWITCH_INTERVAL_S = 0.0002
 """Python's thread switch interval in a node: the default of 5 ms lets a forward keep the event loop waiting (transport.md, §4)."""
 
 
+@dataclass(frozen=True, slots=True)
+class HostEngines:
+    """What a host computes with."""
+
+    engine: Engine
+    """Of all its blocks."""
+
+    ends: Ends | None = None
+    """Embedding, norm and head, if this node hosts them beside its blocks; `Served.beside` says the same."""
+
+    make_part: MakePart | None = None
+    """An engine of some of the blocks; None = routes can have all of them only."""
+
+    block_ms: float = 0.0
+    """How fast `engine` was measured, as `Load` has it."""
+
+    source: UnitEngines | None = None
+    """The source of all of these; `Host.stop` closes its readings."""
+
+
 class Host:
-    """Serves blocks `span` of `model` with `engine`."""
+    """Serves the blocks of `served` with `engines`."""
 
     def __init__(
         self,
-        engine: Engine,
+        engines: HostEngines,
         served: Served,
         *,
         kv_bytes_per_token: int,
         max_positions: int | None = None,
         limits: HopLimits | None = None,
-        ends: Ends | None = None,
-        make_part: MakePart | None = None,
         device: Device | None = None,
-        engines: UnitEngines | None = None,
-        block_ms: float = 0.0,
         budget_bytes: int = 0,
         clock: Clock = SYSTEM,
     ) -> None:
-        """ends: embedding, norm and head, if this node hosts them beside its blocks; `served.beside` says the same.
+        """device: shared with the node's other hosts; None = a thread and a budget of its own.
 
-        make_part: an engine of some of the blocks; None = routes can have all of them only.
-        device: shared with the node's other hosts; None = a thread and a budget of its own.
-        engines: the source of all of these; `stop` closes its readings. block_ms: as `Load` has it.
-        budget_bytes: for keys and values, of the host that this one replaces; 0 = as `engine` was given, beside what other hosts hold.
+        budget_bytes: for keys and values, of the host that this one replaces; 0 = as the engine was given, beside what other hosts hold.
         """
-        assert (served.beside >= ENDS) == (ends is not None)
-        self.served, self.engines, self.block_ms, self.max_positions = served, engines, block_ms, max_positions
-        self.engine = engine
+        assert (served.beside >= ENDS) == (engines.ends is not None)
+        self.served, self.engine, self.block_ms, self.max_positions = served, engines.engine, engines.block_ms, max_positions
+        self.unit_engines = engines.source
         self.runner = Runner(
-            engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=ends, make_part=make_part, device=device
-        )
+            engines.engine, max_positions=max_positions, token_bytes=kv_bytes_per_token, ends=engines.ends,
+            make_part=engines.make_part, device=device,
+        )  # fmt: skip
         self.budget_bytes = budget_bytes
         """The device's budget for keys and values when this host started."""
         self._kv_bytes_per_token = max(1, kv_bytes_per_token)
@@ -100,7 +115,7 @@ class Host:
         self.hops.is_paused = is_paused
 
     def before_end(self, ending: Callable[[], Awaitable[None]]) -> None:
-        """Await `ending()` once, in `stop`, while the tensors of `engines` are still as they are."""
+        """Await `ending()` once, in `stop`, while the tensors of `unit_engines` are still as they are."""
         self._endings.append(ending)
 
     async def stop(self) -> None:
@@ -111,8 +126,8 @@ class Host:
         await self.runner.stop()
         while self._endings:
             await self._endings.pop()()
-        if self.engines is not None:
-            self.engines.readings.close()
+        if self.unit_engines is not None:
+            self.unit_engines.readings.close()
 
     @property
     def is_draining(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from node.serving import unit_engines
+from node.serving.host import HostEngines
 from node.units.host_units import HostUnits
 from node.units.loaded import LoadedUnit
 from protocols.ids import ModelId, Span
@@ -74,7 +75,7 @@ class WireSwarm:
         engines = unit_engines.build(HostUnits(blocks=blocks, ends=ends), LIMIT_BYTES, checkpoint.vocab_size)
         node: ToyNode = self._loop.run(
             self.toys.add(
-                engines.engine, Span(start, stop), ends=engines.ends, make_part=engines.make_part, engines=engines,
+                HostEngines(engines.engine, engines.ends, engines.make_part, source=engines), Span(start, stop),
                 max_positions=checkpoint.max_positions,
             )
         )  # fmt: skip

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from node.placement.liveness import AGAIN_S, GREETED_S, GREETING_S, Greeted, Liveness
 from node.placement.span_choice import MAX_JOINING_S, Claims, Joining
-from node.serving.host import Host
+from node.serving.host import Host, HostEngines
 from protocols import services
 from protocols.errors import PeerUnreachableError
 from protocols.identity import from_seed
@@ -107,7 +107,7 @@ async def test_peers_that_only_answer_hello_draw_no_node_off_its_blocks(swarm: L
 
 async def test_a_peer_that_computes_something_else_is_no_replica(swarm: LocalSwarm) -> None:
     honest = [await swarm.add(0, 2), await swarm.add(2, 4)]
-    liars = [await swarm.toys.add(Echo(span := Span(0, 2)), span, make_part=Echo) for _ in range(2)]
+    liars = [await swarm.toys.add(HostEngines(Echo(span := Span(0, 2)), make_part=Echo), span) for _ in range(2)]
     for liar in liars:
         swarm.toys.nodes.remove(liar)
         swarm.records[liar.identity.peer_id] = loaded(liar.record(), block_ms=0.01)
@@ -124,9 +124,8 @@ async def test_a_replica_that_computes_counts_also_if_it_hosts_a_part_of_our_blo
     others = [one.claim for one in mover.presence.claims_by_peer(records)]
     host = mover.mover.host
     assert isinstance(host, Host) and len(others) == 2
-    mover.mover.host = Host(
-        ToyEngine(Span(0, 2)), host.served, kv_bytes_per_token=1, make_part=lambda span, _limit: ToyEngine(span)
-    )
+    engines = HostEngines(ToyEngine(Span(0, 2)), make_part=lambda span, _limit: ToyEngine(span))
+    mover.mover.host = Host(engines, host.served, kv_bytes_per_token=1)
     await mover.mover.host.start(mover.pool)
     await mover.mover.prover.check(mover.mover.host, records, others)
     assert mover.mover.prover.proven(Span(0, 2), others) == {whole.identity.peer_id, part.identity.peer_id}

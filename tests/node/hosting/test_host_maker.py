@@ -79,11 +79,11 @@ def maker(path: Path, events: list[Event]) -> HostMaker:
 
 @asynccontextmanager
 async def started(host: Host) -> AsyncIterator[HostUnits]:
-    assert host.engines is not None
+    assert host.unit_engines is not None
     pool = ChannelPool(new_identity())
     await host.start(pool)
     try:
-        yield host.engines.units
+        yield host.unit_engines.units
     finally:
         await host.stop()
         await pool.close()
@@ -149,14 +149,14 @@ async def test_nothing_is_read_for_a_host_that_cannot_be_made(maker: HostMaker, 
 async def test_units_are_read_and_restored_together(maker: HostMaker) -> None:
     host = await maker.make(SPAN)
     async with started(host) as units:
-        assert host.engines is not None and units.ends is not None
+        assert host.unit_engines is not None and units.ends is not None
         name, before = next(iter(units.blocks._holding.tensors().items()))
         units.blocks.replace({name: torch.zeros_like(before)}, version(1))
         with pytest.raises(InternalError, match="embedding and head of"):
             units.read()
         assert units.blocks.num_readers == units.ends.num_readers == 1
         units.ends.replace({}, version(1))
-        units.restore(host.engines.readings)
+        units.restore(host.unit_engines.readings)
         readings = units.read()
         assert readings.ends is not None and readings.weights == readings.ends.weights == version(0)
         assert readings.blocks.holding.tensors()[name] is before

@@ -131,8 +131,8 @@ class Node:
             num_to_load=1, dtype="float32", ends=False, on_event=lambda event: None, waits=Waits(),
         )  # fmt: skip
         host = await self._maker.make(self.span)
-        assert host.engines is not None
-        self.unit = host.engines.units.blocks
+        assert host.unit_engines is not None
+        self.unit = host.unit_engines.units.blocks
         await host.start(self.pool)
         await begin(host, self.dispatcher, self.presence)
         self.replacer = Replacer(

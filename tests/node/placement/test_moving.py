@@ -26,7 +26,7 @@ from node.placement.presence import Presence
 from node.placement.proving import PROVEN_S, Prover
 from node.placement.span_choice import Claims
 from node.serving.dispatcher import Dispatcher
-from node.serving.host import Host
+from node.serving.host import Host, HostEngines
 from protocols import services
 from protocols.errors import BadRequestError, OverloadedError, PeerUnreachableError
 from protocols.ids import PeerId, Span
@@ -144,7 +144,8 @@ class MovingNode:
         if self.fails:
             raise self.fails
         self.engines.append(ToyEngine(span))
-        host = Host(self.engines[-1], self.presence.served(span, WIDTH), kv_bytes_per_token=1, block_ms=1.0)  # type: ignore[arg-type]
+        engines = HostEngines(self.engines[-1], block_ms=1.0)  # type: ignore[arg-type]
+        host = Host(engines, self.presence.served(span, WIDTH), kv_bytes_per_token=1)
         await host.start(self.pool)
         return host
 

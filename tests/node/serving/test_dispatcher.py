@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from node.serving.host import Host
+from node.serving.host import Host, HostEngines
 from protocols.errors import NoRouteError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
@@ -68,7 +68,7 @@ async def test_hosts_of_the_same_blocks_of_several_weights_each_get_their_own_se
     for factor, weights in ((2.0, OTHER), (3.0, TRAINED)):
         engines[weights] = engine = Scaled(SPAN)
         engine.factor = factor
-        host = Host(engine, replace(node.host.served, weights=weights), kv_bytes_per_token=1)  # type: ignore[arg-type]
+        host = Host(HostEngines(engine), replace(node.host.served, weights=weights), kv_bytes_per_token=1)  # type: ignore[arg-type]
         await host.start(node.pool)
         node.dispatcher.open(host)
         hosts.append(host)

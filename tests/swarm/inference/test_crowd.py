@@ -22,6 +22,7 @@ from torch import Tensor
 from node.device.pending import Pending
 from node.device.work import Request, Step
 from node.engines.engine import choose_engine
+from node.serving.host import HostEngines
 from protocols.errors import OverloadedError
 from protocols.ids import Span
 from swarm.inference.hops import HopLimits
@@ -105,7 +106,7 @@ async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_pa
     swarm = ToySwarm(num_blocks=checkpoint.num_blocks)
     for span in (Span(0, 2), Span(2, checkpoint.num_blocks)):
         engine = choose_engine(load_span(checkpoint, span, dtype=torch.float32), 1 << 30)
-        await swarm.add(engine, span, HopLimits(resume_s=0.3))
+        await swarm.add(HostEngines(engine), span, HopLimits(resume_s=0.3))
     first = swarm.session()
     await ask(first, (), [1], torch.randn(1, checkpoint.hidden_size))
     await first.close()
@@ -155,7 +156,7 @@ async def test_200_sessions_that_end_at_random_leave_nothing(family: str, tmp_pa
 
 async def test_a_client_that_closes_in_mid_prompt_frees_every_hop_at_once(swarm: ToySwarm) -> None:
     """16 s of compute run or wait at each hop: none of it is run after the close."""
-    nodes = [await swarm.add(SlowEngine(span), span) for span in (Span(0, 2), Span(2, 4))]
+    nodes = [await swarm.add(HostEngines(SlowEngine(span)), span) for span in (Span(0, 2), Span(2, 4))]
     session = swarm.session()
     step = asyncio.create_task(ask(session, (), [8_000], random_tokens(8_000), 1))
     await until(lambda: nodes[1].engine.used_bytes > 0)
@@ -194,7 +195,7 @@ async def test_a_close_does_not_overtake_the_hop_above_that_comes_instead(swarm:
 
 
 async def test_a_newcomer_is_served_by_a_replica_while_a_full_node_s_device_is_busy(swarm: ToySwarm) -> None:
-    full, holder = await swarm.add(HeldEngine(Span(0, 4), limit_tokens=100), Span(0, 4)), swarm.session()
+    full, holder = await swarm.add(HostEngines(HeldEngine(Span(0, 4), limit_tokens=100)), Span(0, 4)), swarm.session()
     holding = asyncio.create_task(ask(holder, (), [50], random_tokens(50)))
     await until(full.engine.entered.is_set)
     spare, other = await swarm.serve(0, 4), ToySwarm()
@@ -210,7 +211,7 @@ async def test_a_newcomer_is_served_by_a_replica_while_a_full_node_s_device_is_b
 
 
 async def test_a_new_session_is_refused_before_it_waits_in_the_queue(swarm: ToySwarm) -> None:
-    node = await swarm.add(HeldEngine(Span(0, 4), limit_tokens=100), Span(0, 4))
+    node = await swarm.add(HostEngines(HeldEngine(Span(0, 4), limit_tokens=100)), Span(0, 4))
     holder = swarm.session()
     holding = asyncio.create_task(ask(holder, (), [50], random_tokens(50)))
     await until(node.engine.entered.is_set)

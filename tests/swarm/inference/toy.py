@@ -22,7 +22,7 @@ from torch import Tensor
 
 from node.gradients.frozen_stages import FrozenStages
 from node.serving.dispatcher import Dispatcher
-from node.serving.host import Host
+from node.serving.host import Host, HostEngines
 from node.training.servicer import TrainingServicer
 from protocols import compression, hello, services, weights
 from protocols.errors import BadRequestError, CacheFullError
@@ -214,16 +214,17 @@ class ToySwarm:
 
     async def serve(self, start: int, stop: int, *, limit_tokens: int = 100_000, limits: HopLimits | None = None) -> ToyNode:
         span = Span(start, stop)
-        return await self.add(ToyEngine(span, limit_tokens), span, limits, make_part=ToyEngine)
+        return await self.add(HostEngines(ToyEngine(span, limit_tokens), make_part=ToyEngine), span, limits)
 
     async def add(
-        self, engine: Any, span: Span, limits: HopLimits | None = None, ends: Any = None, make_part: Any = None, **more: Any
+        self, engines: HostEngines, span: Span, limits: HopLimits | None = None, max_positions: int | None = None
     ) -> ToyNode:
-        """One more node, with an engine of any kind, and perhaps with embedding and head, or with engines of parts. more: as of `Host`."""
+        """One more node, with an engine of any kind, and perhaps with embedding and head, or with engines of parts."""
+        engine: Any = engines.engine
         identity, dtype = new_identity(), str(engine.dtype).removeprefix("torch.")
         served = Served(peer=identity.peer_id, weights=Weights(self.model), blocks=Blocks.of(span), num_blocks=self.num_blocks,
-                        hidden_size=engine.hidden_size, dtype=dtype, beside=ENDS if ends is not None else frozenset())  # fmt: skip
-        host = Host(engine, served, kv_bytes_per_token=1, limits=limits, ends=ends, make_part=make_part, clock=self.clock, **more)
+                        hidden_size=engine.hidden_size, dtype=dtype, beside=ENDS if engines.ends else frozenset())  # fmt: skip
+        host = Host(engines, served, kv_bytes_per_token=1, max_positions=max_positions, limits=limits, clock=self.clock)
         uploader = Uploader()
         uploader.add(Shelf(self.model, self.manifest, lambda _tensor: None, Path()))
         node = ToyNode(span, engine, host, uploader, identity, tls.make(identity), ChannelPool(identity))
