@@ -169,7 +169,7 @@ async def evaluating(
     """The evaluator of a run; what it has under way at the end is waited for, if nothing failed, else cancelled."""
     validation = await asyncio.to_thread(open_validation, data, config.node.data_dir, lambda what, done, total: None)
     batches, num_blocks = batches_of(data, run.spec, validation), run.checkpoint.num_blocks
-    loss = Evaluation(members, peer.pool, run.spec, num_blocks, random.Random(peer.peer_id))
+    loss = Evaluation(members, run.spec, random.Random(peer.peer_id))
     samples = ServedSamples(peer, run.model, num_blocks, run.checkpoint.path, data.tokenizer)
     evaluator = Evaluator(
         data.file.evaluation, run.spec.batch.steps, loss, batches.validation, drawn, samples, journal, on_event
@@ -202,16 +202,15 @@ class Trainer:
         self._keeping = keeping
         self._run, self._reports, self._contribution = run, reports, Contribution(clock)
         self._members = members
-        num_blocks = run.checkpoint.num_blocks
         pipeline = Pipeline(
-            members=members, pool=peer.pool, spec=run.spec, num_blocks=num_blocks, source=BatchSource(batches_of(data, run.spec)),
+            members=members, spec=run.spec, source=BatchSource(batches_of(data, run.spec)),
             clock=clock, rng=random.Random(peer.peer_id), on_wait=reports.waits, on_accused=self._accused,
         )  # fmt: skip
         desk = LeaseDesk(peer.peer_id, clock, lambda: pipeline.window)
         recovery = Recovery(members=members, clock=clock, own_kept=self._kept, on_wait=reports.waits, on_restore=reports.restores)
         coordinator = Coordinator(
-            members=members, desk=desk, closing=Closing(members, run.spec, peer.pool, num_blocks), spec=run.spec,
-            num_blocks=num_blocks, clock=clock, on_wait=reports.waits, recovery=recovery,
+            members=members, desk=desk, closing=Closing(members, run.spec), spec=run.spec,
+            clock=clock, on_wait=reports.waits, recovery=recovery,
         )  # fmt: skip
         self.turns = Turns(
             me=peer.peer_id, others=Trainers(run.model, peer.peer_id, peer.directory, peer.pool),

@@ -18,7 +18,7 @@ from swarm.inference.accusations import Accusations
 from swarm.inference.hearsay import Refusal
 from swarm.inference.lateness import Lateness
 from swarm.inference.leg import Leg, Loss
-from swarm.inference.pending import Pending
+from swarm.inference.outage import Outage
 from swarm.inference.requests import SessionConfig
 from swarm.inference.route_search import RouteSearch
 from swarm.inference.step_waits import StepWaits
@@ -35,9 +35,8 @@ class Repair:
         search: RouteSearch,
         accusations: Accusations,
         lateness: Lateness,
-        pending: Pending,
+        outage: Outage,
         waits: StepWaits,
-        now_s: Callable[[], float],
         keep: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
         begin_anew: Callable[[VersionGoneError], Awaitable[None]],
     ) -> None:
@@ -47,13 +46,8 @@ class Repair:
         """
         self.replaced = 0
         """Hops, so far."""
-        self.pauses_s: list[float] = []
-        """For each loss, the seconds until the next reply came."""
-        self.lost_at_s: float | None = None
-        """When a hop was lost first since the last reply."""
         self._config, self._search, self._accusations, self._lateness = config, search, accusations, lateness
-        self._pending, self._waits, self._now_s, self._keep = pending, waits, now_s, keep
-        self._begin_anew = begin_anew
+        self._outage, self._waits, self._keep, self._begin_anew = outage, waits, keep, begin_anew
         self._refusals: list[Refusal] = []
         """Since the last reply."""
         self._mending: asyncio.Task[None] | None = None
@@ -77,9 +71,7 @@ class Repair:
     def settle(self) -> None:
         """A reply came: what was lost and refused before it does not count any more."""
         self._refusals.clear()
-        if self.lost_at_s is not None:
-            self.pauses_s.append(self._now_s() - self.lost_at_s)
-            self.lost_at_s = None
+        self._outage.end()
 
     async def _mend(self, leg: Leg, loss: Loss) -> None:
         try:
@@ -89,11 +81,9 @@ class Repair:
 
     async def _replace(self, leg: Leg, loss: Loss) -> None:
         """Route around a lost hop. Raises if no peer is left within `route_timeout_s`, or if enough peers refuse the same."""
-        hop, now_s = leg.route[loss.index], self._now_s()
+        hop = leg.route[loss.index]
         log.info("%s: hop %d (%s, blocks %s) is lost: %s", leg, loss.index, short_peer(hop.peer), hop.span, loss.cause)
-        if self.lost_at_s is None or not self._pending.steps:  # while no caller waits for a reply, the route timeout does not run
-            self.lost_at_s = now_s
-        lasts_s = now_s - self.lost_at_s
+        lasts_s = self._outage.lost()
         if loss.is_told:  # news upon news: first hear what those say who were accused before
             await self._accusations.settle()
         self._accusations.by_loss(leg, loss)

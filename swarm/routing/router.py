@@ -66,7 +66,6 @@ class Router:
         num_blocks: int,
         hosting: NodeCommand = USUAL,
         regard: Regard = STRANGERS,
-        chance: Callable[[], float] = random.random,
         clock: Clock = SYSTEM,
         takes_newest: bool = False,
     ) -> None:
@@ -74,10 +73,10 @@ class Router:
 
         hosting: what a message tells people to type where blocks are missing. regard: what is thought of peers beforehand.
 
-        chance: uniform in [0, 1). clock: sessions over this router go by it, too: their times are compared.
+        clock: sessions over this router go by it, too: their times are compared.
         """
         self.weights, self.model, self.num_blocks, self.clock = weights, weights.model, num_blocks, clock
-        self._hosting, self._random, self._now_s = hosting, chance, clock.now_s
+        self._hosting, self._now_s = hosting, clock.now_s
         self.takes_newest = takes_newest
         self._shown = Shown(directory, weights, regard.may_be_used, clock, all_versions=takes_newest)
         self.experience = Experience(ping, regard, clock, on_failure=self._shown.outdate)
@@ -220,7 +219,7 @@ class Router:
 
     def _best(self, offers: list[Offer], wish: Wish) -> tuple[Route, str] | None:
         known = self.experience.known({offer.record.peer for offer in offers})
-        return choice.best(offers, wish, self.num_blocks, known, self._random)
+        return choice.best(offers, wish, self.num_blocks, known, random.random)
 
     async def _forgive(self, offers: list[Offer], until_s: float) -> bool:
         """There is no way without them: ask those that we avoid whether they are back. True where one is."""

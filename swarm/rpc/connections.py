@@ -96,8 +96,9 @@ def _taken(remotes: list[Remote], number: int) -> list[Remote]:
 class Connections:
     """Watches the connections to one port of this process. Use: `start(port)` … `stop()`."""
 
-    def __init__(self, limits: ConnectionLimits | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limits, self._clock = limits, clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits: ConnectionLimits | None = None
+        self._clock = clock
         self._known: dict[Remote, Connection] = {}
         self._port = 0
         self._hurry = asyncio.Event()
@@ -126,7 +127,7 @@ class Connections:
     def start(self, port: int) -> None:
         """Watch until `stop`."""
         self._port = port
-        self._limits = self._limits or ConnectionLimits.of(descriptors.limit())
+        self._limits = ConnectionLimits.of(descriptors.limit())
         self._task = asyncio.create_task(self._watch(), name=f"watch over the connections to port {port}")
 
     async def stop(self) -> None:

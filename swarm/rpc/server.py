@@ -41,7 +41,7 @@ from swarm.rpc.admission import MAX_CALLS, MAX_CALLS_PER_ADDRESS, MAX_CALLS_PER_
 from swarm.rpc.auth import METADATA_KEY, Authenticator
 from swarm.rpc.call import Call, Handlers, StreamHandler, UnaryHandler
 from swarm.rpc.caller import group_of, remote_of
-from swarm.rpc.connections import ConnectionLimits, Connections
+from swarm.rpc.connections import Connections
 from swarm.rpc.stream import ServerStream
 from swarm.rpc.tls import TlsCertificate, fingerprint
 
@@ -69,7 +69,6 @@ class RpcServer:
         methods: Iterable[Method] = services.ALL,
         admission: Admission | None = None,
         gate: Gate | None = None,
-        connections: ConnectionLimits | None = None,
     ) -> None:
         """gate: which peers may call; None = all, in a public swarm."""
         known = {method.name: method for method in methods}
@@ -81,7 +80,7 @@ class RpcServer:
         self._gate = gate or Gate()
         self._authenticator = Authenticator(fingerprint(certificate.der), self._gate.key)
         self._admission = admission or Admission(MAX_CALLS, MAX_CALLS_PER_PEER, MAX_CALLS_PER_ADDRESS)
-        self._arrivals, self._connections = Arrivals(), Connections(connections)
+        self._arrivals, self._connections = Arrivals(), Connections()
         self._routes = {known[name].path: self._route(known[name], handler) for name, handler in handlers.items()}
         self._server: grpc.aio.Server | None = None
 

@@ -24,7 +24,6 @@ from protocols.runs import RunSpec
 from protocols.units import Unit
 from swarm import measured, trace
 from swarm.averaging.asking import ask_to_apply, ask_to_close
-from swarm.rpc.pool import ChannelPool
 from swarm.training.groups import grouped
 from swarm.training.members import Members, Stage
 
@@ -56,9 +55,8 @@ class Attempt:
 class Closing:
     """Closes the versions of one run. From version to version it keeps the chains: they say which side of a fork goes on."""
 
-    def __init__(self, members: Members, spec: RunSpec, pool: ChannelPool, num_blocks: int) -> None:
-        """num_blocks: of the whole model."""
-        self._members, self._spec, self._pool, self._num_units = members, spec, pool, num_blocks + 1
+    def __init__(self, members: Members, spec: RunSpec) -> None:
+        self._members, self._spec = members, spec
         self._version, self._chains = 0, dict[Unit, bytes]()
         self._left_at, self._left = 0, set[PeerId]()
 
@@ -84,7 +82,7 @@ class Closing:
             missing |= {
                 part: frozenset(indices_of(mask)) for part, mask in zip(group.parts, closed.missing, strict=False) if mask
             }
-        num_units = self._num_units if units is None else len(units)
+        num_units = len(self._members.units) if units is None else len(units)
         is_whole = len(agreed) == len(groups) and sum(len(group.units) for group in groups) == num_units
         return Attempt(agreed=tuple(agreed), missing=missing, lost=frozenset(lost), is_whole=is_whole)
 
@@ -136,7 +134,7 @@ class Closing:
         """None if the leader does not answer."""
         leader = group.leader
         try:
-            return await ask_to_close(self._pool, group)
+            return await ask_to_close(self._members.pool, group)
         except SwarmError as error:
             log.info("%s: stage %s does not close version %d: %s", group.run.name, short_peer(leader.peer), group.version, error)
             return None
@@ -144,7 +142,7 @@ class Closing:
     async def _apply_all(self, version: int, agreed: Agreed) -> list[Applied | SwarmError]:
         async def apply(member: Member) -> Applied | SwarmError:
             try:
-                return await ask_to_apply(self._pool, member, self._members.run, version, agreed.id)
+                return await ask_to_apply(self._members.pool, member, self._members.run, version, agreed.id)
             except SwarmError as error:
                 log.info("stage %s does not apply version %d: %s", short_peer(member.peer), version, error)
                 return error

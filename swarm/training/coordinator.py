@@ -63,7 +63,6 @@ class Coordinator:
         desk: LeaseDesk,
         closing: Closing,
         spec: RunSpec,
-        num_blocks: int,
         clock: Clock,
         on_wait: Callable[[str], None] = lambda text: None,
         recovery: Recovery | None = None,
@@ -71,7 +70,7 @@ class Coordinator:
         """recovery: None = a version that no stage can step is waited for."""
         self._recovery = recovery
         self._members, self._desk, self._closing, self._clock = members, desk, closing, clock
-        self._spec, self._num_blocks, self._on_wait = spec, num_blocks, on_wait
+        self._spec, self._on_wait = spec, on_wait
 
     async def run(self, until: int, on_step: OnStep, awaited: Collection[PeerId] = ()) -> None:
         """Step versions until the run is at `until`. It never gives up: cancel it.
@@ -133,7 +132,7 @@ class Coordinator:
         VersionMoved. SwarmError: a group has lost all its members after it had agreed.
         """
         began_s, num_redone = self._clock.now_s(), 0
-        progress = progress_of(self._members.stages, version, self._spec.num_micro_batches, self._num_blocks)
+        progress = progress_of(self._members.stages, version, self._spec.num_micro_batches, self._members.num_blocks)
         self._desk.begin(version, progress.missing(), is_again=not progress.is_empty, awaited=awaited)
         while True:
             await self._computed(version)
@@ -172,7 +171,7 @@ class Coordinator:
 
     async def _after(self, version: int, attempt: Attempt) -> int:
         """Some group has not agreed: what its sums lack is computed again; how many micro-batches that are. VersionMoved."""
-        progress = progress_of(await self._members.look(), version, self._spec.num_micro_batches, self._num_blocks)
+        progress = progress_of(await self._members.look(), version, self._spec.num_micro_batches, self._members.num_blocks)
         self._check(version)
         for part, indices in attempt.missing.items():
             progress.correct(part, indices)

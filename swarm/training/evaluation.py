@@ -16,7 +16,6 @@ from protocols.errors import NoRouteError, SwarmError, VersionMismatchError
 from protocols.ids import PeerId
 from protocols.runs import RunSpec
 from protocols.training import Pass
-from swarm.rpc.pool import ChannelPool
 from swarm.training.chain import PassError, train
 from swarm.training.members import Members, Stage
 from swarm.training.pipeline import Drawn, hidden_codec
@@ -51,10 +50,8 @@ class Evaluated:
 class Evaluation:
     """Evaluates one run. All methods belong to one event loop."""
 
-    def __init__(self, members: Members, pool: ChannelPool, spec: RunSpec, num_blocks: int, rng: random.Random) -> None:
-        """num_blocks: of the whole model."""
-        self._members, self._pool, self._spec, self._num_blocks = members, pool, spec, num_blocks
-        self._rng = rng
+    def __init__(self, members: Members, spec: RunSpec, rng: random.Random) -> None:
+        self._members, self._spec, self._rng = members, spec, rng
 
     async def loss(self, version: int, source: Iterator[tuple[Drawn, int]], limit_s: float) -> Evaluated:
         """Over these micro-batches, each with the bytes of its targets; after `limit_s` over those that came back by then.
@@ -98,12 +95,12 @@ class Evaluation:
             stages = {stage.peer: stage for stage in self._members.stages if stage.takes(version)}
             if any(unit.version > version for stage in self._members.stages for unit in stage.units.values()):
                 raise VersionMismatchError(f"the run has stepped beyond version {version}")
-            legs = choose([stage.load(0) for stage in stages.values()], self._num_blocks, self._rng)
+            legs = choose([stage.load(0) for stage in stages.values()], self._members.num_blocks, self._rng)
             if legs is None:
                 await asyncio.sleep(AGAIN_S)
                 continue
             try:
-                result = await train(self._pool, self._pass(version, drawn, legs, stages))
+                result = await train(self._members.pool, self._pass(version, drawn, legs, stages))
             except PassError as failure:
                 error = failure
                 await self._members.ask_again(failure.peer)

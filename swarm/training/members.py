@@ -185,6 +185,12 @@ class Members:
         """When the records were read; they are read anew after RECORDS_S, or at once if a stage has gone, or none is known."""
 
     @property
+    def num_blocks(self) -> int:
+        """Of the whole model, which whoever trains or evaluates it knows."""
+        assert self.units, "these members were made without num_blocks"
+        return len(self.units) - 1
+
+    @property
     def stages(self) -> Sequence[Stage]:
         """In the order of their PeerIDs."""
         return [self._stages[peer] for peer in sorted(self._stages)]

@@ -32,7 +32,6 @@ from protocols.training import Pass
 from protocols.units import Blocks
 from swarm import measured, trace
 from swarm.clock import Clock
-from swarm.rpc.pool import ChannelPool
 from swarm.training.arrivals import Arrivals
 from swarm.training.blame import Blame
 from swarm.training.chain import PassError, train
@@ -88,9 +87,7 @@ class Pipeline:
         self,
         *,
         members: Members,
-        pool: ChannelPool,
         spec: RunSpec,
-        num_blocks: int,
         source: Source,
         clock: Clock,
         rng: random.Random,
@@ -98,30 +95,30 @@ class Pipeline:
         on_accused: Callable[[PeerId, SwarmError], None] = lambda peer, cause: None,
     ) -> None:
         """on_wait: told what is waited for: stages that do not cover the model, or one that does not answer. on_accused: as `Blame`."""
-        self._members, self._pool, self._spec, self._num_blocks = members, pool, spec, num_blocks
+        self._members, self._spec = members, spec
         self._source, self._clock, self._rng, self._on_wait = source, clock, rng, on_wait
         self._sent: Counter[PeerId] = Counter()
         self._arrivals, self._blame, self._window = Arrivals(), Blame(clock, on_accused), Window()
         self._version, self._looking = 0, asyncio.Lock()
-        self._progress = Progress(spec.num_micro_batches, all_parts(num_blocks))
+        self._progress = Progress(spec.num_micro_batches, all_parts(members.num_blocks))
 
     @property
     def window(self) -> int:
         """Micro-batches that all trainers together should have under way, so that no stage waits for one (`window.py`)."""
         stages = [stage for stage in self._members.stages if not stage.status.is_paused]
         num_hosted = sum(isinstance(unit, Blocks) for stage in stages for unit in stage.units)
-        return self._window.size(len(stages), num_hosted / self._num_blocks, self._spec.num_micro_batches)
+        return self._window.size(len(stages), num_hosted / self._members.num_blocks, self._spec.num_micro_batches)
 
     def begin(self, version: int) -> None:
         """The next micro-batches are of this version."""
         self._version = version
-        self._progress = Progress(self._spec.num_micro_batches, all_parts(self._num_blocks))
+        self._progress = Progress(self._spec.num_micro_batches, all_parts(self._members.num_blocks))
         self._blame.begin()
 
     async def look(self) -> Progress:
         """Ask all stages what their sums hold of this version."""
         version, stages = self._version, await self._members.look()
-        progress = progress_of(stages, version, self._spec.num_micro_batches, self._num_blocks)
+        progress = progress_of(stages, version, self._spec.num_micro_batches, self._members.num_blocks)
         if version == self._version:
             self._progress = progress
         return progress
@@ -177,16 +174,16 @@ class Pipeline:
     def _way(self, version: int, index: int, left_out: Collection[PeerId]) -> tuple[Leg, ...] | None:
         stages = [stage for stage in self._members.stages if stage.takes(version) and stage.peer not in left_out]
         loads = [stage.load(self._sent[stage.peer]) for stage in stages]
-        return choose(loads, self._num_blocks, self._rng, self._progress.holders_of(index))
+        return choose(loads, self._members.num_blocks, self._rng, self._progress.holders_of(index))
 
     def _missing(self, version: int) -> str:
         left_out = self._blame.left_out()[1]
         stages = [stage for stage in self._members.stages if stage.takes(version) and stage.peer not in left_out]
-        blocks = uncovered([stage.load(0) for stage in stages], self._num_blocks)
+        blocks = uncovered([stage.load(0) for stage in stages], self._members.num_blocks)
         return str(
             NoRouteError(
                 f"no stage of {self._spec.name} takes micro-batches of version {version} for block {blocks[0] if blocks else 0} "
-                f"({len(blocks)} of {self._num_blocks} blocks are missing); waiting for one: swarm node --run {self._spec.name}"
+                f"({len(blocks)} of {self._members.num_blocks} blocks are missing); waiting for one: swarm node --run {self._spec.name}"
             )
         )
 
@@ -195,7 +192,7 @@ class Pipeline:
         began_s = self._clock.now_s()
         self._sent.update(leg.peer for leg in legs)
         try:
-            result = await train(self._pool, message)
+            result = await train(self._members.pool, message)
         finally:
             self._sent.subtract(leg.peer for leg in legs)
         took_s = self._clock.now_s() - began_s

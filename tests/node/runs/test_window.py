@@ -7,7 +7,7 @@ import random
 
 from swarm.clock import Clock
 from swarm.training.pipeline import Pipeline
-from tests.node.runs.toy_swarm import HALVES, NUM, NUM_BLOCKS, SPEC, Source, TrainerProcess, toy_swarm
+from tests.node.runs.toy_swarm import HALVES, NUM, SPEC, Source, TrainerProcess, toy_swarm
 
 
 async def test_passes_that_take_much_longer_than_their_computing_are_sent_more_at_once() -> None:
@@ -15,7 +15,7 @@ async def test_passes_that_take_much_longer_than_their_computing_are_sent_more_a
     async with toy_swarm(*HALVES) as swarm:
         trainer = TrainerProcess(swarm.book)
         pipeline = Pipeline(
-            members=trainer.members, pool=trainer.pool, spec=SPEC, num_blocks=NUM_BLOCKS, source=Source(lambda version, index: None),
+            members=trainer.members, spec=SPEC, source=Source(lambda version, index: None),
             clock=Clock(now_s=itertools.count(0.0, 100.0).__next__), rng=random.Random(0),
         )  # fmt: skip
         try:

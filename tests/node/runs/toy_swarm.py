@@ -216,14 +216,14 @@ class TrainerProcess(Process):
         self.after = self._stepped
         members = Members(RUN, book, self.pool, num_blocks=NUM_BLOCKS)
         pipeline = Pipeline(
-            members=members, pool=self.pool, spec=SPEC, num_blocks=NUM_BLOCKS, source=Source(draw), clock=SYSTEM,
+            members=members, spec=SPEC, source=Source(draw), clock=SYSTEM,
             rng=random.Random(self.peer), on_wait=self.waits.append,
         )  # fmt: skip
         desk = LeaseDesk(self.peer, SYSTEM, lambda: pipeline.window)
-        self.closing = Closing(members, SPEC, self.pool, NUM_BLOCKS)
+        self.closing = Closing(members, SPEC)
         self.members = members
         coordinator = Coordinator(
-            members=members, desk=desk, closing=self.closing, spec=SPEC, num_blocks=NUM_BLOCKS, clock=SYSTEM,
+            members=members, desk=desk, closing=self.closing, spec=SPEC, clock=SYSTEM,
             on_wait=self.waits.append,
         )  # fmt: skip
         self.turns = Turns(

@@ -206,16 +206,16 @@ class RunTrainer:
         self.members = Members(run, folder, self.pool, num_blocks=num_blocks)
         self.finished: list[Finished] = []
         me = self.identity.peer_id
-        pipeline = Pipeline(members=self.members, pool=self.pool, spec=spec, num_blocks=num_blocks, source=Drawing(draw),
+        pipeline = Pipeline(members=self.members, spec=spec, source=Drawing(draw),
                             clock=SYSTEM, rng=random.Random(me))  # fmt: skip
         desk = LeaseDesk(me, SYSTEM, lambda: pipeline.window)
-        closing = Closing(self.members, spec, self.pool, num_blocks)
+        closing = Closing(self.members, spec)
         self.restored: list[str] = []
         recovery = Recovery(
             members=self.members, clock=SYSTEM, own_kept=_none, on_wait=lambda text: None, on_restore=self.restored.append
         )  # fmt: skip
         coordinator = Coordinator(
-            members=self.members, desk=desk, closing=closing, spec=spec, num_blocks=num_blocks, clock=SYSTEM,
+            members=self.members, desk=desk, closing=closing, spec=spec, clock=SYSTEM,
             recovery=None if holds_by is None else recovery,
         )  # fmt: skip
         self.copier = None if holds_by is None else Copier(self.members, holds_by)

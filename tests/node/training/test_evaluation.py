@@ -57,9 +57,9 @@ def source(num: int = NUM) -> Iterator[tuple[Drawn, int]]:
 
 
 async def evaluation_of(nodes: list[TrainingNode], pool: ChannelPool) -> Evaluation:
-    members = Members(RUN, OneSnapshot(nodes), pool)
+    members = Members(RUN, OneSnapshot(nodes), pool, num_blocks=NUM_BLOCKS)
     await members.look()
-    return Evaluation(members, pool, SPEC, NUM_BLOCKS, random.Random(0))
+    return Evaluation(members, SPEC, random.Random(0))
 
 
 async def test_the_sums_are_those_of_one_process_and_a_death_is_survived() -> None:
