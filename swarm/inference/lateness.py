@@ -11,6 +11,7 @@ from protocols import tensors
 from protocols.defaults import WINDOW_BYTES
 from protocols.inference import Route
 from swarm.inference import suspicion
+from swarm.inference.outage import Outage
 from swarm.inference.pending import Pending
 from swarm.inference.requests import SessionConfig
 from swarm.inference.retained import Retained
@@ -30,6 +31,7 @@ class Lateness:
         self.heard_s = 0.0
         """When the last step was sent, the last reply came, or the last route was opened."""
         self._now_s, self._expected_ms, self._config, self._pending = now_s, expected_ms, config, pending
+        self.outage = Outage(now_s, pending)
         self._usual_ms = 0.0
         """What a decode step has taken, the longest ones most."""
 

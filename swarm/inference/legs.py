@@ -19,7 +19,6 @@ from swarm import trace, waiting
 from swarm.inference.accusations import Accusations
 from swarm.inference.lateness import Lateness
 from swarm.inference.leg import Leg, Loss
-from swarm.inference.outage import Outage
 from swarm.inference.pending import Pending
 from swarm.inference.repair import Repair
 from swarm.inference.requests import SessionConfig
@@ -68,10 +67,7 @@ class Legs:
         self.search = RouteSearch(router, config, waits)
         self.lateness = Lateness(now_s, router.expected_ms, config, pending)
         self._accusations = Accusations(router.experience, now_s, self.tasks)
-        self.outage = Outage(now_s, pending)
-        self.repair = Repair(
-            config, self.search, self._accusations, self.lateness, self.outage, waits, self.keep, self._begin_anew
-        )
+        self.repair = Repair(config, self.search, self._accusations, self.lateness, waits, self.keep, self._begin_anew)
         self.current = self._new()
 
     def _new(self) -> Leg:
@@ -161,7 +157,7 @@ class Legs:
         self.search.has_answered()
         if leg is not self.current:
             self._adopt(leg)
-        if not leg.has_answered or leg.verdict is not None or self.outage.since_s is not None:
+        if not leg.has_answered or leg.verdict is not None or self.lateness.outage.since_s is not None:
             self._is_well(leg)
 
     def _is_well(self, leg: Leg) -> None:
@@ -190,7 +186,7 @@ class Legs:
 
     def late_s(self) -> float:
         """Seconds after which the reply that is awaited is late."""
-        replayed = None if self.outage.since_s is None else self.retained
+        replayed = None if self.lateness.outage.since_s is None else self.retained
         return self.lateness.late_s(self.current.route, self.search.dtype, replayed)
 
     async def _answer_losses(self) -> None:

@@ -18,7 +18,6 @@ from swarm.inference.accusations import Accusations
 from swarm.inference.hearsay import Refusal
 from swarm.inference.lateness import Lateness
 from swarm.inference.leg import Leg, Loss
-from swarm.inference.outage import Outage
 from swarm.inference.requests import SessionConfig
 from swarm.inference.route_search import RouteSearch
 from swarm.inference.step_waits import StepWaits
@@ -35,7 +34,6 @@ class Repair:
         search: RouteSearch,
         accusations: Accusations,
         lateness: Lateness,
-        outage: Outage,
         waits: StepWaits,
         keep: Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]],
         begin_anew: Callable[[VersionGoneError], Awaitable[None]],
@@ -47,7 +45,7 @@ class Repair:
         self.replaced = 0
         """Hops, so far."""
         self._config, self._search, self._accusations, self._lateness = config, search, accusations, lateness
-        self._outage, self._waits, self._keep, self._begin_anew = outage, waits, keep, begin_anew
+        self._waits, self._keep, self._begin_anew = waits, keep, begin_anew
         self._refusals: list[Refusal] = []
         """Since the last reply."""
         self._mending: asyncio.Task[None] | None = None
@@ -71,7 +69,7 @@ class Repair:
     def settle(self) -> None:
         """A reply came: what was lost and refused before it does not count any more."""
         self._refusals.clear()
-        self._outage.end()
+        self._lateness.outage.end()
 
     async def _mend(self, leg: Leg, loss: Loss) -> None:
         try:
@@ -83,7 +81,7 @@ class Repair:
         """Route around a lost hop. Raises if no peer is left within `route_timeout_s`, or if enough peers refuse the same."""
         hop = leg.route[loss.index]
         log.info("%s: hop %d (%s, blocks %s) is lost: %s", leg, loss.index, short_peer(hop.peer), hop.span, loss.cause)
-        lasts_s = self._outage.lost()
+        lasts_s = self._lateness.outage.lost()
         if loss.is_told:  # news upon news: first hear what those say who were accused before
             await self._accusations.settle()
         self._accusations.by_loss(leg, loss)

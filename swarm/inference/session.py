@@ -93,7 +93,7 @@ class Session:
     @property
     def pauses_s(self) -> list[float]:
         """For each loss, the seconds until the next reply came."""
-        return self._legs.outage.pauses_s
+        return self._legs.lateness.outage.pauses_s
 
     # --- what callers use
 

@@ -186,7 +186,7 @@ class Members:
 
     @property
     def num_blocks(self) -> int:
-        """Of the whole model, which whoever trains or evaluates it knows."""
+        """Of the whole model, which trainers and evaluators of it know."""
         assert self.units, "these members were made without num_blocks"
         return len(self.units) - 1
 

@@ -183,8 +183,8 @@ async def test_losses_far_apart_each_have_their_own_patience(swarm: ToySwarm) ->
         doomed = next(node for node in nodes if node.identity.peer_id == peer)
         await doomed.kill()
         await until(lambda count=count: session.replaced == count)  # type: ignore[misc]
-        if session._legs.outage.since_s is not None:
-            session._legs.outage.since_s -= 100  # an hour passes, as it were
+        if session._legs.lateness.outage.since_s is not None:
+            session._legs.lateness.outage.since_s -= 100  # an hour passes, as it were
     second = await ask(session, (), [1], tokens[1:])
     assert torch.allclose(torch.cat([first, second]), torch.stack(reference(list(tokens), WHOLE)))
     await session.close()
