@@ -59,6 +59,23 @@ class CallForm:
     marks: tuple[str, ...] = ()
     """All marks of it that may be tokens of their own."""
 
+    around: tuple[str, ...] = ()
+    """Special tokens that may stand before and behind calls that are the whole answer, and are no text."""
+
+    or_python: bool = False
+    """A list of calls as Python writes them, `[f(a=1), g()]`, is one, too."""
+
+    is_python: bool = False
+    """Calls are written so."""
+
+    is_channels: bool = False
+    """An answer is messages, each in a channel of its own, and a call is one of them."""
+
+    @property
+    def firsts(self) -> str:
+        """Letters with which calls that are the whole answer begin."""
+        return self.begin + ("[" if self.or_python and self.begin != "[" else "")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedCall:
@@ -91,6 +108,9 @@ class AnswerForm:
 
     calls: CallRules | None = None
 
+    lead: str = ""
+    """Marks before the JSON: the channel in which it is said."""
+
     def pack(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
@@ -100,11 +120,12 @@ class AnswerForm:
         """What `pack` packed."""
         calls = packed["calls"]
         if calls is None:
-            return cls(schema=packed["schema"])
+            return cls(schema=packed["schema"], lead=packed["lead"])
         tools = tuple(OfferedCall(**tool) for tool in calls["tools"])
         layout = calls["form"]["layout"]
-        form = CallForm(**{**calls["form"], "layout": layout and Layout(**layout), "marks": tuple(calls["form"]["marks"])})
-        return cls(schema=packed["schema"], calls=CallRules(**{**calls, "form": form, "tools": tools}))
+        words = {name: tuple(calls["form"][name]) for name in ("marks", "around")}
+        form = CallForm(**{**calls["form"], **words, "layout": layout and Layout(**layout)})
+        return cls(schema=packed["schema"], calls=CallRules(**{**calls, "form": form, "tools": tools}), lead=packed["lead"])
 
 
 def properties_of(parameters: Mapping[str, Any]) -> dict[str, Any]:

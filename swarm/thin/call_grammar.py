@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.answer_form import AnswerForm, CallRules, OfferedCall
 from swarm.thin.layout_grammar import LayoutRules
-from swarm.thin.marks import json_rule, token
+from swarm.thin.marks import json_rule, literal, token
+from swarm.thin.python_grammar import python_lines
 
 ANY = r"(.|\n)"
 
@@ -25,15 +26,19 @@ def lark(form: AnswerForm, added: Mapping[str, int], special: frozenset[int], en
     ends: tokens that end it. ModelNotSupportedError if a mark of calls is left out of the text, ValueError if a schema is no JSON.
     """
     rules = form.calls
-    assert rules is not None
-    marks = [text for text in (rules.form.begin, rules.form.end, rules.form.mark, *rules.form.marks) if text in added]
+    if rules is None:
+        return f"%llguidance {{}}\nstart: {_said(form, added)}\n"
+    of_calls = (rules.form.begin, rules.form.end, rules.form.mark, *rules.form.marks, *rules.form.around)
+    marks = [text for text in of_calls if text in added]
     others = sorted(set(added.values()) - {added[text] for text in marks} - set(ends))
     laid_out = rules.form.layout is not None
     lines = ["%llguidance {}", *(LayoutRules(rules, added).lines if laid_out else _calls(rules, added, special))]
     if rules.is_forced:
         lines += ["start: calls"]
     elif form.schema is not None:
-        lines += [f"start: calls | %json {_json(form.schema)}"]
+        lines += [f"start: calls | {_said(form, added)}"]
+    elif rules.form.is_channels:
+        lines += _channels(rules, added)
     elif rules.form.end or laid_out:
         lines += _around(rules, added, others)
     else:
@@ -41,15 +46,40 @@ def lark(form: AnswerForm, added: Mapping[str, int], special: frozenset[int], en
     return "\n".join(lines) + "\n"
 
 
+def _said(form: AnswerForm, added: Mapping[str, int]) -> str:
+    """An answer that is JSON of a schema."""
+    assert form.schema is not None
+    return f"{literal(form.lead, added)} %json {_json(form.schema)}"
+
+
+def _channels(rules: CallRules, added: Mapping[str, int]) -> list[str]:
+    """Thoughts and remarks, then text or a call; each is a message."""
+    if missing := [mark for mark in ("<|start|>", "<|channel|>", "<|message|>", "<|end|>") if mark not in added]:
+        raise ModelNotSupportedError(f"this model's tokenizer has no token {missing[0]}; its calls cannot be told from text")
+    channel, message, next_one = (literal(one, added) for one in ("<|channel|>", "<|message|>", "<|end|><|start|>assistant"))
+    return [
+        "start: thought* (last | calls)",
+        f'thought: {channel} ("analysis" | "commentary") {message} TEXT {next_one}',
+        f'last: {channel} ("final" | "commentary") {message} TEXT',
+        f"TEXT: /{ANY}*/",
+    ]
+
+
 def _calls(rules: CallRules, added: Mapping[str, int], special: frozenset[int]) -> list[str]:
     """`calls`, and what it consists of."""
     form = rules.form
     lines = [f"one: {' | '.join(f'tool_{number}' for number in range(len(rules.tools)))}"]
-    lines += [f"tool_{number}: {_tool(tool, form.key)}" for number, tool in enumerate(rules.tools)]
+    if form.is_python:
+        lines += python_lines(rules.tools)
+    else:
+        lines += [f"tool_{number}: {_tool(tool, form.key)}" for number, tool in enumerate(rules.tools)]
     if not form.end:
         lead = f"{token(added[form.mark])} " if form.mark in added else ""
         more = "" if rules.is_single else ' (", " one)*'
-        return [*lines, f"calls: {lead}" + (f'" "? "[" one{more} "]"' if form.begin == "[" else "one")]
+        blank = "" if form.is_python else '" "? '
+        before, behind = [f"{token(added[mark])}?" if mark in added else "" for mark in form.around or ("", "")]
+        calls = f'{blank}"[" one{more} "]"' if form.begin == "[" else "one"
+        return [*lines, f"calls: {lead}{before} {calls} {behind}"]
     for text in (form.begin, form.end):
         if added.get(text) in special:
             raise ModelNotSupportedError(f"this model's tokenizer leaves {text} out of texts; its calls cannot be told from text")
@@ -80,7 +110,7 @@ def _instead(rules: CallRules, others: list[int]) -> list[str]:
     """Calls, or text that does not begin like them."""
     other = f"other: {token(*others)}" if others else ""
     lead, rest = ("other* ", "(other | REST)*") if others else ("", "REST?")
-    begin = "\\" + rules.form.begin
+    begin = "".join(f"\\{letter}" for letter in rules.form.firsts)
     return ["start: calls | text", f"text: {lead}(FIRST {rest})?", other, rf"FIRST: /\s*[^\s{begin}]{ANY}*/", f"REST: /{ANY}+/"]
 
 

@@ -46,7 +46,8 @@ class Grammar:
     def begin(self, form: AnswerForm) -> None:
         """A new answer. ModelNotSupportedError if a schema is none, or uses what is not supported."""
         try:
-            grammar = self._of_schema(form.schema) if form.calls is None else lark(form, self._added, self._special, self._ends)
+            is_plain = form.calls is None and not form.lead
+            grammar = self._of_schema(form.schema) if is_plain else lark(form, self._added, self._special, self._ends)
         except (ValueError, RecursionError) as error:
             raise ModelNotSupportedError(f"the JSON schema is none: {described(error)}") from None
         self._matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0)

@@ -12,7 +12,7 @@ from typing import Any
 
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.answer_form import CallRules, Layout, OfferedCall, properties_of, texts_of
-from swarm.thin.marks import json_rule, token
+from swarm.thin.marks import json_rule, literal
 
 PLACES = {"#": "/[0-9]{1,3}/", "@": "/[a-zA-Z0-9]{9}/"}
 
@@ -27,6 +27,12 @@ OF_TEXTS = frozenset({"pattern", "format", "minLength", "maxLength"})
 KEY = re.compile(r"[^<>\n]{1,256}")
 
 
+def check_known(schema: Mapping[str, Any], properties: Mapping[str, Any]) -> None:
+    """ValueError if a strict schema says of the arguments as a whole what cannot be kept to one by one."""
+    if properties and (odd := schema.keys() - KNOWN):
+        raise ValueError(f"in calls of this model's form, arguments cannot be kept to {', '.join(sorted(odd))}")
+
+
 class LayoutRules:
     """`lines` are rules that make `calls`, and `body`: calls without the mark at which they begin."""
 
@@ -39,10 +45,11 @@ class LayoutRules:
         self.lines = [f"one: {' | '.join(tools)}"]
         for name, tool in zip(tools, rules.tools, strict=True):
             self.lines += self._tool(name, tool)
-        is_list = rules.form.is_section or not rules.form.end
+        is_list = (rules.form.is_section or not rules.form.end) and not rules.form.is_channels
         more = "" if rules.is_single or not is_list else f" ({self._literal(layout.separator)} one)*"
         self.lines += [f"body: one{more} {self._literal(rules.form.end)}", f"call: {self._literal(rules.form.begin)} body"]
-        self.lines += ["calls: call" + ("" if rules.is_single or is_list else r' ("\n" call)*')]
+        is_one = rules.is_single or is_list or rules.form.is_channels
+        self.lines += ["calls: call" + ("" if is_one else r' ("\n" call)*')]
         self.lines += self._text() if layout.value else []
 
     def _text(self) -> list[str]:
@@ -69,8 +76,8 @@ class LayoutRules:
             return
         properties, required = properties_of(schema), schema.get("required", [])
         is_strict = not schema.get("x-guidance", {}).get("lenient")
-        if is_strict and properties and (odd := schema.keys() - KNOWN):
-            raise ValueError(f"in calls of this model's form, arguments cannot be kept to {', '.join(sorted(odd))}")
+        if is_strict:
+            check_known(schema, properties)
         parts = []
         for number, (key, value) in enumerate(properties.items()):
             if not KEY.fullmatch(key):
@@ -95,9 +102,4 @@ class LayoutRules:
         return f"{self._literal(self._layout.key)} {json.dumps(key)} {self._literal(self._layout.value)} {value}"
 
     def _literal(self, text: str) -> str:
-        """As it is written in a rule; may be empty."""
-        separate = "|".join(map(re.escape, sorted([*self._added, *PLACES], key=len, reverse=True)))
-        parts = [part for part in re.split(f"({separate})", text) if part]
-        return " ".join(
-            token(self._added[part]) if part in self._added else PLACES.get(part) or json.dumps(part) for part in parts
-        )
+        return literal(text, self._added, PLACES)

@@ -52,9 +52,10 @@ def render(
 
 
 def num_letters(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:
-    """Of a conversation: its texts, the calls in it, and the tools."""
+    """Of a conversation: its texts, thoughts included, the calls in it, and the tools."""
     calls = [message["tool_calls"] for message in messages if "tool_calls" in message]
-    return sum(len(message["content"]) for message in messages) + len(json.dumps([calls, tools]))
+    texts = sum(len(message["content"]) + len(message.get("reasoning_content", "")) for message in messages)
+    return texts + len(json.dumps([calls, tools]))
 
 
 @functools.lru_cache(maxsize=4)

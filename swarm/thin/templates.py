@@ -20,7 +20,8 @@ MAX_WORDS = 300
 """Letters of a template's own words that are shown."""
 
 Message = dict[str, Any]
-"""`role` and `content`, which are texts; `tool_calls` of an answer that had some, and the `name` of the tool of a result."""
+"""`role` and `content`, which are texts; `tool_calls` of an answer that had some, its thoughts (`thoughts_of`), and the `name` of the tool
+of a result."""
 
 T = TypeVar("T")
 
@@ -41,6 +42,13 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
     def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]: ...
+
+
+def thoughts_of(thoughts: str | None, content: str) -> Message:
+    """Of an answer, by the names that templates have for them. content: of the answer; gpt-oss's template takes one of the two."""
+    if not thoughts:
+        return {}
+    return {"reasoning_content": thoughts} | ({} if content else {"thinking": thoughts})
 
 
 async def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

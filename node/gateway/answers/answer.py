@@ -62,7 +62,15 @@ class Called:
     call: ToolCall
 
 
-Event = Piece | Called | End
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thinking:
+    """Some more of what the model says to itself; it is no part of the answer."""
+
+    choice: int
+    text: str
+
+
+Event = Piece | Thinking | Called | End
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from node.gateway.answers.answer import End, Event, Usage
-from node.gateway.answers.calls import Calls, check_tools, marks_of
+from node.gateway.answers.calls import Calls, check_tools, form_in, marks_of
 from node.gateway.answers.models import ServedModel
 from node.gateway.answers.one_answer import AnswerContext, OneAnswer
 from node.gateway.answers.prompts import check_length, ids_of
@@ -19,6 +19,7 @@ from node.gateway.answers.request import Request
 from node.gateway.answers.traces import NO_TRACE, RequestTrace
 from node.gateway.callers.meter import Meter
 from node.gateway.tools.calling import Calling, rules_of
+from node.gateway.tools.channels import FINAL
 from swarm.clock import Clock
 from swarm.thin.answer_form import AnswerForm
 
@@ -54,7 +55,7 @@ class Answering:
         """Encode the prompts. RefusedError, or the tokenizer's error, if one of them cannot be answered or paid by the caller's budget."""
         template = served.model.tokenizer.chat_template
         check_tools(request.tools, template)
-        form = form_of(request, template)
+        form, marked = form_of(request, template), form_in(request, template)
         began_s = clock.now_s()
         prompts = [await served.aside(ids_of, served, prompt, request.tools) for prompt in request.prompts]
         tokenize_s = clock.now_s() - began_s
@@ -63,8 +64,8 @@ class Answering:
         meter.prompt(served.name, sum(map(len, prompts)))
         answering = cls(served, request, prompts, form, meter, clock)
         answering._tokenize_s = tokenize_s
-        if request.tools and template is not None:
-            answering._marks = await served.aside(marks_of, served, template)
+        if marked is not None:
+            answering._marks = await served.aside(marks_of, served, marked)
         return answering
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -116,7 +117,10 @@ def form_of(request: Request, template: str | None) -> AnswerForm | None:
     """What its answers must look like; None = any text. RefusedError if the model's calls are not known here."""
     both = Calling(param=request.schema_param) if request.schema is not None and request.tools else None
     rules = rules_of(request.calling or both, request.tools, template)
-    return None if request.schema is None and rules is None else AnswerForm(schema=request.schema, calls=rules)
+    if request.schema is None and rules is None:
+        return None
+    found = form_in(request, template)
+    return AnswerForm(schema=request.schema, calls=rules, lead=FINAL if found is not None and found.is_channels else "")
 
 
 async def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:

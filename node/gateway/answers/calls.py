@@ -1,4 +1,4 @@
-"""Turns text of an answer into calls of tools."""
+"""Turns text of an answer into calls of tools, and thoughts."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from node.gateway.answers.answer import Called, End, Event, Piece, TokenText
+from node.gateway.answers.answer import Called, End, Event, Piece, Thinking, TokenText
 from node.gateway.answers.models import ServedModel
 from node.gateway.answers.request import Request
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.call_forms import form_of
-from node.gateway.tools.tool_calls import CallFinder, ToolCall, tools_of
+from node.gateway.tools.channels import Thought, finder_of
+from node.gateway.tools.tool_calls import ToolCall, tools_of
+from swarm.thin.answer_form import CallForm
 
 
 class Calls:
     """Of one request; one finder for each answer."""
 
     def __init__(self, request: Request, template: str | None) -> None:
-        form = form_of(template) if template is not None and request.tools else None
+        form = form_in(request, template)
         tools = tools_of(request.tools)
-        self._finders = [] if form is None else [CallFinder(form, tools) for _ in range(request.num_answers)]
+        self._finders = [] if form is None else [finder_of(form, tools) for _ in range(request.num_answers)]
         self._have_called = set[int]()
         self._scores_calls = request.scores_calls
         self._scored: dict[int, tuple[TokenText, ...]] = {}
@@ -28,7 +30,7 @@ class Calls:
 
     def events(self, event: Event) -> Iterator[Event]:
         """What becomes of one event."""
-        if not self._finders or isinstance(event, Called):
+        if not self._finders or isinstance(event, Called | Thinking):
             yield event
         elif isinstance(event, Piece):
             yield from self._scores(event)
@@ -45,10 +47,12 @@ class Calls:
         elif piece.tokens:
             yield Piece(choice=piece.choice, text="", tokens=piece.tokens)
 
-    def _found(self, choice: int, found: Iterable[str | ToolCall]) -> Iterator[Event]:
+    def _found(self, choice: int, found: Iterable[str | ToolCall | Thought]) -> Iterator[Event]:
         for one in found:
             tokens = self._scored.pop(choice, ())
-            if isinstance(one, str):
+            if isinstance(one, Thought):
+                yield Thinking(choice=choice, text=one.text)
+            elif isinstance(one, str):
                 yield Piece(choice=choice, text=one, tokens=tokens)
             else:
                 self._have_called.add(choice)
@@ -59,10 +63,16 @@ class Calls:
         return replace(end, reason="tool_calls") if is_waiting else end
 
 
-def marks_of(served: ServedModel, template: str) -> dict[int, str]:
+def form_in(request: Request, template: str | None) -> CallForm | None:
+    """What has to be looked for in answers to this request; None = nothing: they are text."""
+    form = form_of(template) if template is not None and request.is_conversation else None
+    return form if form is not None and (request.tools or form.is_channels) else None
+
+
+def marks_of(served: ServedModel, form: CallForm) -> dict[int, str]:
     """Tokens of a model that are marks of its calls, and left out of texts; blocks."""
-    form, tokenizer = form_of(template), served.model.tokenizer
-    ids = {mark: tokenizer.encode(mark, add_special_tokens=False) for mark in (() if form is None else form.marks)}
+    tokenizer = served.model.tokenizer
+    ids = {mark: tokenizer.encode(mark, add_special_tokens=False) for mark in form.marks}
     return {found[0]: mark for mark, found in ids.items() if len(found) == 1 and not tokenizer.decode(found)}
 
 

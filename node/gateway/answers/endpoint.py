@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, aclosing
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from node.gateway.answers.answer import Called, End, Event
+from node.gateway.answers.answer import Called, End, Event, Thinking
 from node.gateway.answers.answering import Answering
 from node.gateway.answers.gateway import Gateway
 from node.gateway.answers.request import Request
@@ -65,6 +65,8 @@ async def _whole(answering: Answering, writer: Writer) -> bytes:
                 made.reason, made.stop = one.reason, one.stop
             elif isinstance(one, Called):
                 made.calls.append(one.call)
+            elif isinstance(one, Thinking):
+                made.thoughts += one.text
             else:
                 made.text += one.text
                 made.tokens += one.tokens
@@ -78,7 +80,8 @@ async def _parts(
     for part in writer.opening():
         yield part
     try:
-        yield writer.event(first)
+        if part := writer.event(first):
+            yield part
         async for one in events:
             if part := writer.event(one):
                 yield part

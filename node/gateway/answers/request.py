@@ -87,5 +87,10 @@ class Request:
     """Say in the answer how long each part took."""
 
     @property
+    def is_conversation(self) -> bool:
+        """The model's chat template makes the prompts."""
+        return not any(isinstance(prompt, str | tuple) for prompt in self.prompts)
+
+    @property
     def num_answers(self) -> int:
         return len(self.prompts) * self.num_choices

@@ -17,6 +17,9 @@ class Made:
 
     choice: int
     text: str = ""
+    thoughts: str = ""
+    """What the model has said to itself."""
+
     reason: str = ""
     stop: str | None = None
     tokens: list[TokenText] = field(default_factory=list)

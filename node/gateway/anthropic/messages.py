@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from node.gateway.answers.answer import Called, End, Event, Usage
+from node.gateway.answers.answer import Called, End, Event, Thinking, Usage
 from node.gateway.answers.answering import Answering
 from node.gateway.answers.endpoint import respond
 from node.gateway.answers.gateway import Gateway
@@ -170,6 +170,8 @@ class MessageWriter(Writer):
     def event(self, one: Event) -> bytes:
         if isinstance(one, End):
             self._end = one
+            return b""
+        if isinstance(one, Thinking):
             return b""
         if isinstance(one, Called):
             return self._text_ended() + self._call(one.call)

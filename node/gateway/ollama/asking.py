@@ -24,7 +24,7 @@ from node.gateway.http.refusal import RefusedError
 from node.gateway.ollama.form import LATEST, AnyType, AskingBody, LinesWriter, Wrapped, done, moment
 from node.gateway.tools.tool_calls import ToolCall
 from node.gateway.tools.tools_form import MAX_CALLS, MAX_TOOLS, ToolName, ToolOffer, flat
-from swarm.thin.templates import Message
+from swarm.thin.templates import Message, thoughts_of
 
 
 class OllamaFunction(Strict):
@@ -42,13 +42,15 @@ class OllamaMessage(Strict):
     role: Literal["system", "user", "assistant", "tool"]
     content: Text = ""
     images: only([]) = None  # type: ignore[valid-type]
-    thinking: only("") = None  # type: ignore[valid-type]
+    thinking: Text | None = None
     tool_calls: list[OllamaCall] | None = Field(None, max_length=MAX_CALLS)
     tool_name: Text | None = Field(None, max_length=200)
 
     def message(self) -> Message:
         """For a chat template."""
         made: Message = {"role": self.role, "content": self.content}
+        if self.role == "assistant":
+            made |= thoughts_of(self.thinking, self.content)
         if self.role == "assistant" and self.tool_calls:
             made["tool_calls"] = [{"type": "function", "function": call.function.model_dump()} for call in self.tool_calls]
         return made | ({"name": self.tool_name} if self.role == "tool" and self.tool_name else {})
@@ -86,14 +88,15 @@ class GenerateBody(AskingBody):
         return self.prompt
 
 
-def as_message(text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+def as_message(text: str, calls: Sequence[ToolCall], thoughts: str) -> dict[str, Any]:
     made = [{"function": {"name": call.name, "arguments": call.arguments}} for call in calls]
-    return {"message": {"role": "assistant", "content": text, **({"tool_calls": made} if made else {})}}
+    more = {**({"thinking": thoughts} if thoughts else {}), **({"tool_calls": made} if made else {})}
+    return {"message": {"role": "assistant", "content": text, **more}}
 
 
-def as_response(text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+def as_response(text: str, calls: Sequence[ToolCall], thoughts: str) -> dict[str, Any]:
     assert not calls, "no tools are offered here"
-    return {"response": text}
+    return {"response": text, **({"thinking": thoughts} if thoughts else {})}
 
 
 def route(app: FastAPI, gateway: Gateway) -> None:
@@ -125,7 +128,7 @@ def route(app: FastAPI, gateway: Gateway) -> None:
         async with admitted(gateway.places, http):
             served = await while_listening(http, gateway.models.get(known_as(gateway, body.model)))
         at = moment(gateway.clock.unix_s())
-        return JSONResponse({"model": served.name, "created_at": at, **wrapped("", ()), **done("load")})
+        return JSONResponse({"model": served.name, "created_at": at, **wrapped("", (), ""), **done("load")})
 
     app.include_router(router)
 

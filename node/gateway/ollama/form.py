@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from node.gateway.answers.answer import Called, End, Event, TokenText, Usage
+from node.gateway.answers.answer import Called, End, Event, Thinking, TokenText, Usage
 from node.gateway.answers.answering import Answering
 from node.gateway.answers.request import Picking, Prompt, Request
 from node.gateway.answers.writer import Made, Writer
@@ -42,7 +42,7 @@ from swarm.clock import Clock
 LATEST = ":latest"
 """What Ollama's clients add to a name without a tag."""
 
-Wrapped = Callable[[str, Sequence[ToolCall]], dict[str, Any]]
+Wrapped = Callable[[str, Sequence[ToolCall], str], dict[str, Any]]
 
 
 class AnyType(APIRoute):
@@ -157,7 +157,7 @@ class LinesWriter(Writer):
     def whole(self, made: Sequence[Made], usage: Usage) -> bytes:
         (answer,) = made
         scores = {} if self._request.num_scored is None else {"logprobs": scores_of(answer.tokens)}
-        return dumped({**self._said(answer.text, answer.calls), **done(answer.reason), **costs(usage), **scores})
+        return dumped({**self._said(answer.text, answer.calls, answer.thoughts), **done(answer.reason), **costs(usage), **scores})
 
     def opening(self) -> Iterable[bytes]:
         return ()
@@ -168,6 +168,8 @@ class LinesWriter(Writer):
             return b""
         if isinstance(one, Called):
             return dumped({**self._said("", [one.call]), "done": False}) + b"\n"
+        if isinstance(one, Thinking):
+            return dumped({**self._said("", (), one.text), "done": False}) + b"\n"
         scores = {"logprobs": scores_of(one.tokens)} if one.tokens else {}
         return dumped({**self._said(one.text), "done": False, **scores}) + b"\n"
 
@@ -177,8 +179,9 @@ class LinesWriter(Writer):
     def failure(self, refusal: Refusal) -> bytes:
         return dumped(ollama(refusal)) + b"\n"
 
-    def _said(self, text: str, calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
-        return {"model": self._request.model, "created_at": moment(self._clock.unix_s()), **self._wrapped(text, calls)}
+    def _said(self, text: str, calls: Sequence[ToolCall] = (), thoughts: str = "") -> dict[str, Any]:
+        wrapped = self._wrapped(text, calls, thoughts)
+        return {"model": self._request.model, "created_at": moment(self._clock.unix_s()), **wrapped}
 
 
 def done(reason: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from node.gateway.answers.answer import Called, End, Piece, TokenText
+from node.gateway.answers.answer import Called, End, Piece, Thinking, TokenText
 from node.gateway.answers.answering import Answering
 from node.gateway.answers.request import Request
 from node.gateway.answers.writer import Made
@@ -19,7 +19,7 @@ from node.gateway.openai.form import GeneratingBody, OpenAiWriter, logprob
 from node.gateway.tools.calling import Calling
 from node.gateway.tools.tool_calls import ToolCall
 from node.gateway.tools.tools_form import MAX_CALLS, MAX_TOOLS, AllowedTools, CallMade, NamedTool, ToolOffer, as_openai_says
-from swarm.thin.templates import Message
+from swarm.thin.templates import Message, thoughts_of
 
 
 class TextPart(Strict):
@@ -30,6 +30,7 @@ class TextPart(Strict):
 class ChatMessage(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS)] | None = None
+    reasoning_content: Text | None = Field(None, description="As it came in an answer. Not in OpenAI's API.")
     tool_calls: list[CallMade] | None = Field(None, max_length=MAX_CALLS)
     tool_call_id: str | None = Field(None, max_length=200)
     name: only() = None  # type: ignore[valid-type]
@@ -40,20 +41,27 @@ class ChatMessage(Strict):
 
     def message(self, param: str, names: dict[str, str]) -> Message:
         """For a chat template, which knows no developers. names: of the tools that were called so far, by the calls' ids."""
-        if (self.tool_calls and self.role != "assistant") or (self.tool_call_id is not None and self.role != "tool"):
-            field = "tool_calls" if self.tool_calls else "tool_call_id"
+        if field := self._misplaced:
             raise RefusedError(f"{param}.{field} has no place in a message of the role {self.role}", f"{param}.{field}")
         if self.content is None and not self.tool_calls:
             raise RefusedError(f"{param}.content is missing", f"{param}.content")
         given = self.content or ""
         text = given if isinstance(given, str) else "\n".join(part.text for part in given)
         made: Message = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        made |= thoughts_of(self.reasoning_content, text)
         if self.tool_calls:
             made["tool_calls"] = [call.made(f"{param}.tool_calls.{at}") for at, call in enumerate(self.tool_calls)]
             names |= {call.id: call.function.name for call in self.tool_calls}
         if self.role == "tool":
             made |= self._result_of(param, names)
         return made
+
+    @property
+    def _misplaced(self) -> str | None:
+        """A field that has no place in a message of this role."""
+        is_answer, is_result = self.role == "assistant", self.role == "tool"
+        places = (("tool_calls", is_answer), ("reasoning_content", is_answer), ("tool_call_id", is_result))
+        return next((field for field, has_place in places if not has_place and getattr(self, field) not in (None, [])), None)
 
     def _result_of(self, param: str, names: dict[str, str]) -> Message:
         if self.tool_call_id not in names:
@@ -177,11 +185,17 @@ class ChatWriter(OpenAiWriter):
         delta = {"tool_calls": [{"index": number, **call_of(called.call)}]}
         return {"index": called.choice, "delta": delta, "logprobs": None, "finish_reason": None}
 
+    def _thinking(self, thinking: Thinking) -> dict[str, Any]:
+        delta = {"reasoning_content": thinking.text}
+        return {"index": thinking.choice, "delta": delta, "logprobs": None, "finish_reason": None}
+
     def _end(self, end: End) -> dict[str, Any]:
         return {"index": end.choice, "delta": {}, "logprobs": None, "finish_reason": end.reason}
 
     def _made(self, made: Made) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": made.text or (None if made.calls else ""), "refusal": None}
+        if made.thoughts:
+            message["reasoning_content"] = made.thoughts
         if made.calls:
             message["tool_calls"] = [call_of(call) for call in made.calls]
         scores = scores_of(tuple(made.tokens)) if self.request.num_scored is not None else None

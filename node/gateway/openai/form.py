@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from node.gateway.answers.answer import Called, End, Event, Piece, Usage
+from node.gateway.answers.answer import Called, End, Event, Piece, Thinking, Usage
 from node.gateway.answers.answering import Answering
 from node.gateway.answers.models import ServedModel
 from node.gateway.answers.request import MAX_CHOICES, Picking
@@ -143,6 +143,8 @@ class OpenAiWriter(ABC):
     def event(self, one: Event) -> bytes:
         if isinstance(one, Called):
             return self._part(self._called(one))
+        if isinstance(one, Thinking):
+            return self._part(self._thinking(one))
         return self._part(self._end(one) if isinstance(one, End) else self._piece(one))
 
     def ending(self, usage: Usage) -> Iterable[bytes]:
@@ -180,6 +182,9 @@ class OpenAiWriter(ABC):
 
     def _called(self, called: Called) -> dict[str, Any]:
         raise AssertionError(f"no tools are offered here, and {called.call.name} was called")
+
+    def _thinking(self, thinking: Thinking) -> dict[str, Any]:
+        raise AssertionError(f"texts are continued here, and {thinking.text[:80]!r} is a thought")
 
     @abstractmethod
     def _end(self, end: End) -> dict[str, Any]: ...

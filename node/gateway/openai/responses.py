@@ -14,7 +14,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from node.gateway.answers.answer import Called, End, Event, TokenText, Usage
+from node.gateway.answers.answer import Called, End, Event, Thinking, TokenText, Usage
 from node.gateway.answers.answering import Answering
 from node.gateway.answers.endpoint import respond
 from node.gateway.answers.gateway import Gateway
@@ -187,6 +187,8 @@ class ResponseWriter(Writer):
     def event(self, one: Event) -> bytes:
         if isinstance(one, End):
             self._reason = one.reason
+            return b""
+        if isinstance(one, Thinking):
             return b""
         if isinstance(one, Called):
             return self._text_ended("completed") + self._called(one.call)

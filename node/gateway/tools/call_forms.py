@@ -18,10 +18,18 @@ _DEEPSEEK = CallForm(
 _DEEPSEEK_FENCED = Layout(
     open="<｜tool▁call▁begin｜>function<｜tool▁sep｜>", between="\n```json\n", close="\n```<｜tool▁call▁end｜>", separator="\n"
 )
+_CHANNELS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
+_LLAMA = CallForm(begin="{", key="parameters", or_python=True)
+_LLAMA4 = ("<|python_start|>", "<|python_end|>")
 _TAGGED = ("<tool_call>", "</tool_call>")
 _GLM = (*_TAGGED, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 
 FORMS: tuple[tuple[tuple[str, ...], CallForm | None], ...] = (
+    (("<|channel|>", "<|message|>"), CallForm(
+        begin="", is_channels=True, marks=_CHANNELS,
+        layout=Layout(open="<|channel|>commentary to=functions.", between=" <|constrain|>json<|message|>"),
+    )),
+    (("[func_name1(",), CallForm(begin="[", or_python=True, is_python=True, around=_LLAMA4)),
     (("<function=", "<parameter="), CallForm(
         begin="<tool_call>", end="</tool_call>", marks=_TAGGED,
         layout=Layout(open="\n<function=", between=">\n", key="<parameter=", value=">\n", end="\n</parameter>\n", close="</function>\n"),
@@ -54,10 +62,13 @@ FORMS: tuple[tuple[tuple[str, ...], CallForm | None], ...] = (
     (("<function=",), None),
     (("<tool_call>",), CallForm(begin="<tool_call>", end="</tool_call>")),
     (("[TOOL_CALLS]",), CallForm(begin="[", mark="[TOOL_CALLS]")),
-    (("<|python_tag|>",), CallForm(begin="{", key="parameters")),
+    (("<|python_tag|>",), _LLAMA),
+    (("ipython<|end_header_id|>",), _LLAMA),
+    (("ipython<|header_end|>",), replace(_LLAMA, around=_LLAMA4)),
 )  # fmt: skip
-"""What a template has, and what that says; the first counts. Qwen3-Coder; GLM-4.7, GLM-4.5; DeepSeek V3 and R1, V3.1; Kimi K2; Mistral from
-v11 on, from v13 on; none that is known; Qwen and Hermes; older Mistrals, whose mark is no text; Llama 3."""
+"""What a template has, and what that says; the first counts. gpt-oss; Llama and others, if they are asked for lists of calls in Python;
+Qwen3-Coder; GLM-4.7, GLM-4.5; DeepSeek V3 and R1, V3.1; Kimi K2; Mistral from v11 on, from v13 on; none that is known; Qwen and Hermes; older
+Mistrals, whose mark is no text; Llama 3.1, 3.2 and 4, which write lists in Python also if they are asked for JSON."""
 
 
 def form_of(template: str) -> CallForm | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
@@ -14,6 +15,8 @@ Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 PLACES = {"\n": r"\n?", "#": r"\d+", "@": r"\w+"}
 """In a layout, as in `Layout`."""
+
+MOST = sys.float_info.max
 
 WORDS = {"True": True, "False": False, "None": None}
 """How Python writes values, which some models do."""
@@ -36,11 +39,16 @@ def calls_in(text: str, tools: Tools, layout: Layout) -> Iterator[tuple[str, dic
 
 def read_json(text: str) -> Any:
     """ValueError or RecursionError if it is none, or has NaN or infinity."""
-    return json.loads(text, parse_constant=_refuse)
+    return json.loads(text, parse_constant=_refuse, parse_float=finite)
+
+
+def finite(literal: str) -> float:
+    """A number; of one that is too large for a float, the largest that is not, since JSON has no infinity."""
+    return max(-MOST, min(float(literal), MOST))
 
 
 def _object(text: str, at: int) -> tuple[dict[str, Any], int]:
-    found, at = json.JSONDecoder(parse_constant=_refuse).raw_decode(text, at)
+    found, at = json.JSONDecoder(parse_constant=_refuse, parse_float=finite).raw_decode(text, at)
     if not isinstance(found, dict):
         raise ValueError("arguments are an object")
     return found, at

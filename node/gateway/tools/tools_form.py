@@ -12,24 +12,10 @@ from pydantic_core import PydanticCustomError
 from node.gateway.http.form import Strict, Text
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.calling import Calling, calling_of
+from node.gateway.tools.depth import MAX_DEPTH, is_deep
 
 MAX_TOOLS, MAX_CALLS = 128, 128
 """Most tools of a request, and most calls of a message."""
-
-MAX_DEPTH = 64
-"""Of a description of parameters, and of arguments: what is deeper, no parser of ours has to walk."""
-
-
-def is_deep(value: Any) -> bool:
-    """More than MAX_DEPTH lists and objects in each other."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            each for one in level for each in (one.values() if isinstance(one, dict) else one if isinstance(one, list) else ())
-        ]
-        if not level:
-            return False
-    return True
 
 
 def flat(value: dict[str, Any]) -> dict[str, Any]:

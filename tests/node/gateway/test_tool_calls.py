@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.gateway.tools.call_forms import form_of
+from node.gateway.tools.channels import ChannelFinder, Thought, finder_of
 from node.gateway.tools.tool_calls import CallFinder, ToolCall
 
 TOOLS: dict[str, dict[str, object]] = {
@@ -22,6 +23,9 @@ TEMPLATES = {
     "qwen": "{% for t in tools %}{{ t | tojson }}{% endfor %}<tool_call></tool_call>",
     "mistral": "{{ tools }}[TOOL_CALLS]",
     "llama": "{{ tools }}<|python_tag|>",
+    "llama4": "{{ tools }}<|header_start|>ipython<|header_end|>",
+    "python": "{{ tools }}Use exact format: [func_name1(param1=value1, param2=value2), func_name2(...)]",
+    "gpt-oss": "{{ tools }}<|channel|>analysis<|message|>",
     "coder": "{{ tools }}<tool_call><function=<parameter=",
     "glm": "{{ tools }}<tool_call>{name}\n<arg_key>{key}</arg_key>\n<arg_value>",
     "glm47": "{{ tools }}<tool_call>{name}<arg_key>{key}</arg_key><arg_value>",
@@ -36,17 +40,20 @@ OTHER = '{"name": "get-weather", "parameters": {"city": "Zürich"}}'
 
 
 def found(family: str, pieces: list[str]) -> list[str | tuple[str, dict[str, object]]]:
-    """Texts that follow each other are one."""
+    """Texts that follow each other are one, and so are thoughts."""
     form = form_of(TEMPLATES[family])
     assert form is not None
-    finder, made = CallFinder(form, TOOLS), list[str | tuple[str, dict[str, object]]]()
+    finder, made = finder_of(form, TOOLS), list[str | tuple[str, dict[str, object]]]()
     for one in [*(one for piece in pieces for one in finder.feed(piece)), *finder.rest()]:
         if isinstance(one, ToolCall):
             assert json.loads(one.text) == one.arguments and len(one.number) == 9 and one.number.isalnum()
             made.append((one.name, dict(one.arguments)))
+        elif isinstance(one, Thought):
+            before = made.pop()[1]["text"] if made and made[-1][0] == "thought" else ""
+            made.append(("thought", {"text": f"{before}{one.text}"}))
         elif made and isinstance(made[-1], str):
             made[-1] += one
-        else:
+        elif one:
             made.append(one)
     return made
 
@@ -145,6 +152,53 @@ CASES += [
     ("mistral13", 'So.[TOOL_CALLS]add[ARGS]{"a": 1}[TOOL_CALLS]get-weather[ARGS]{}', ["So.", ONE, NO_CITY]),
     ("mistral13", '[TOOL_CALLS]add[ARGS]{"note": "[TOOL_CALLS]"}', [("add", {"note": "[TOOL_CALLS]"})]),
 ]
+DEEP = "[" * 64 + "]" * 64
+NO_PYTHON = [
+    "[]", "[1]", "[add]", "[add(1)]", "[add(a=b)]", "[add(a=f())]", "[add(a=1+1)]", "[add(a=1, a=2)]", "[add(a=1) add()]", "[add(a=1)",
+    "[add(a=1)] and", "[rm()]", "[add(), rm()]", "[add(**{'a': 1})]", "[add(a=(1, 2))]", "[add(a=lambda: 1)]", "[add(a='x)]",
+    "[add(a={1: 2})]", "[add(a=inf)]", "[add(a='\\ud83d')]", f"[add(a=[{DEEP}])]", "[" * 1_000_000, "[add(a=" + "[" * 1_000_000,
+    "[add(a=" + "-" * 100_000 + "1)]", f"[add(a={'9' * 5000})]", "[add(a='" + "\\" * 100_000, "Well: [add(a=1)]",
+]  # fmt: skip
+CASES += [(family, text, [text]) for text in NO_PYTHON for family in ("python", "llama4")]
+CASES += [
+    ("python", "[add(a=1, b=[2, '</x>']), get-weather(city=\"Zürich\")]", [ADD, WEATHER]),
+    ("python", " [ get-weather ( ) , ]\n", [NO_CITY]),
+    ("python", "[add(a=[True, false, None, null, -1.5e3, .5, 1_000], b={'c': {}})]",
+     [("add", {"a": [True, False, None, None, -1500.0, 0.5, 1000], "b": {"c": {}}})]),
+    ("python", r"""[add(a="\"\u00fc\ud83d\ude00\/", b='it\'s\x41\d', c='')]""", [("add", {"a": "\"ü😀/", "b": "it'sA\\d", "c": ""})]),
+    ("python", "[add(a=1e999)]", [("add", {"a": 1.7976931348623157e308})]),
+    ("python", "hello", ["hello"]),
+    ("llama", "[add(a=1, b=[2, '</x>'])]", [ADD]),
+    ("llama4", OTHER, [WEATHER]),
+    ("llama4", f"[{CALL}]", [f"[{CALL}]"]),
+]  # fmt: skip
+
+
+def said(channel: str, text: str, end: str = "<|end|><|start|>assistant") -> str:
+    return f"<|channel|>{channel}<|message|>{text}{end}"
+
+
+CALLS_ADD = "commentary to=functions.add <|constrain|>json"
+THINKS = ("thought", {"text": "Hm, <x>."})
+NO_MESSAGES = [
+    said("commentary to=functions.rm <|constrain|>json", "{}", ""), said(CALLS_ADD, '{"a": 1', ""), said(CALLS_ADD, "[]", ""),
+    said("commentary to=python", "print(1)", ""), said(CALLS_ADD, '{"a": ' + DEEP + "}", ""), said(CALLS_ADD, "[" * 1_000_000, ""),
+    "<" * 1000, "<|end|>", " to=" + "x" * 1000, "<|channel|>" * 1000,
+]  # fmt: skip
+CASES += [("gpt-oss", text, [text]) for text in NO_MESSAGES]
+CASES += [
+    ("gpt-oss", said("analysis", "Hm, <x>.") + said("final", "It is 1 < 2.", "<|return|>"), [THINKS, "It is 1 < 2."]),
+    ("gpt-oss", said("analysis", "Hm, <x>.") + said(CALLS_ADD, '{"a": 1}', "<|call|>"), [THINKS, ONE]),
+    ("gpt-oss", said("analysis", "Hm, <x>.") + said("commentary", "I add.") + said(CALLS_ADD, '{"a": 1}', ""), [THINKS, "I add.", ONE]),
+    ("gpt-oss", ' to=functions.add<|channel|>commentary json<|message|>{"a": 1}<|call|>', [ONE]),
+    ("gpt-oss", said("commentary", "One.") + said("final", "Two.", ""), ["One.\nTwo."]),
+    ("gpt-oss", said("analysis", "Hm, <x>.", ""), [THINKS]),
+    ("gpt-oss", said("final", "a<|en", ""), ["a<|en"]),
+    ("gpt-oss", said("final", "", "<|end|><|start|>assist"), []),
+    ("gpt-oss", "<|channel|>fin", []),
+    ("gpt-oss", "hello", ["hello"]),
+    ("gpt-oss", "hello<|end|><|start|>assistant" + said("final", "you", ""), ["hello\nyou"]),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "text", "expected"), CASES, ids=lambda value: str(value)[:40])
@@ -166,6 +220,18 @@ def test_text_that_cannot_be_a_call_is_not_held_back() -> None:
     finder = CallFinder(form, TOOLS)
     assert [list(finder.feed(piece)) for piece in ("hello", " <too", "l")] == [["hello"], [" "], []]
     assert list(finder.feed("s>")) == ["<tools>"]
+
+
+def test_heads_without_messages_end() -> None:
+    (text,) = found("gpt-oss", ["<|start|>" * 1000])
+    assert isinstance(text, str) and set(text.split("\n")) == {"<|start|>"}
+
+
+def test_messages_are_not_held_back() -> None:
+    finder = ChannelFinder(TOOLS)
+    pieces = ("<|channel|>ana", "lysis<|message|>Hm", " <|e", "nd|><|start|>assistant<|channel|>final<|message|>Yes", "!")
+    made = [[one for one in finder.feed(piece) if one] for piece in pieces]
+    assert made == [[], [Thought("Hm")], [Thought(" ")], ["Yes"], ["!"]]
 
 
 @pytest.mark.parametrize("marks", ["", "<tool_call><function=add>"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from tests.node.gateway.processes.toy_gateway import toy_gateway
 
 CALL = '{"name": "add", "arguments": {"a": 1, "b": 41}}'
 SAYS = {":": "<tool_call>", "<tool_call>": CALL, CALL: "</tool_call>", ">": "It is 42."}
-WORDS = ["<tool_call>", "</tool_call>", CALL, "It is 42."]
 TEMPLATE = (
     "{% for t in tools or [] %}{{ t.function | tojson }}{% endfor %}{% for m in messages %}{{ m.role[:1] }}{{ m.content }}"
     "{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}{% endfor %}{% if m.role == 'tool' %}{{ m.name }}{% endif %}"
@@ -43,20 +42,27 @@ TOOL: dict[str, Any] = {
 USER = {"role": "user", "content": "What is 1 + 41?"}
 
 
-def make_speaker(folder: Path) -> Path:
-    """A checkpoint that says what SAYS says."""
+def make_speaker(
+    folder: Path,
+    template: str = TEMPLATE,
+    says: Mapping[str, str] = SAYS,
+    special: Sequence[str] = (),
+    ends: Sequence[str] = ("<end>",),
+) -> Path:
+    """A checkpoint that says what `says` says, token by token. ends: tokens that end an answer; the first follows what nothing follows."""
     path = make_llama(folder)
     add_byte_tokenizer(path)
-    (path / "chat_template.jinja").write_text(TEMPLATE)
+    (path / "chat_template.jinja").write_text(template)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in WORDS])
-    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    words = dict.fromkeys(word for pair in says.items() for word in pair if len(word) > 1)
+    tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in words if word not in special])
+    tokenizer.add_special_tokens({"eos_token": "<end>", "additional_special_tokens": list(special)})
     tokenizer.save_pretrained(path)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in [":", ">", *WORDS]}
-    follows = {ids[before]: ids[after] for before, after in SAYS.items()}
-    follows |= {ids[word]: tokenizer.eos_token_id for word in ("</tool_call>", "It is 42.")}
+    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in [":", ">", *words, *ends]}
+    follows = {ids[before]: ids[after] for before, after in says.items()}
+    follows |= {ids[word]: ids[ends[0]] for word in words if word not in says}
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         seen = torch.randn(model.get_input_embeddings().weight.shape, generator=generator)
@@ -69,7 +75,7 @@ def make_speaker(folder: Path) -> Path:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
         model.model.norm.weight.fill_(1.0)
-    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.config.eos_token_id = model.generation_config.eos_token_id = [ids[end] for end in ends]
     model.save_pretrained(path)
     return path
 
