@@ -1,6 +1,7 @@
 """Answers in channels, as gpt-oss writes them.
 
-Thoughts are apart from text, in the fields that clients read, and calls are found and forced. The model's layers add nothing, so each token follows from the one before, as in `test_tools.py`.
+Thoughts are apart from text, in the fields that clients read, and calls are found and forced.
+The model's layers add nothing, so each token follows from the one before, as in `test_tools.py`.
 """
 
 from __future__ import annotations
