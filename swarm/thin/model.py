@@ -10,15 +10,12 @@ async with open_model("tiny", peers=["/ip4/…/p2p/…"], root=folder) as model:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocols.defaults import ROUTE_TIMEOUT_S
-from protocols.ids import ModelId
-from protocols.tensors import COMPUTE_DTYPES
 from protocols.weights_id import Weights
 from swarm import waiting
 from swarm.inference.session import Session, SessionConfig
@@ -30,15 +27,13 @@ from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
 from swarm.streams.links import Links
 from swarm.suggestion import NodeCommand
-from swarm.thin import model_lookup
-from swarm.thin.defaults import Defaults, read_defaults
+from swarm.thin import model_lookup, served_model
 from swarm.thin.embedding import embed
 from swarm.thin.generation import Limits, TokenSequence
 from swarm.thin.prefixes import KEEP_S, MIN_TOKENS, Prefixes
 from swarm.thin.sandbox import Sandbox
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.served_model import ServedModel
 from swarm.waiting import Waits
-from swarm.weights import served
 from swarm.weights.lookup import open_cache
 from swarm.weights.naming import Naming
 
@@ -52,23 +47,17 @@ class ThinModel:
     def __init__(
         self,
         peer: ThinPeer,
-        model: ModelId,
-        num_blocks: int,
-        defaults: Defaults,
-        tokenizer: SandboxedTokenizer,
+        served: ServedModel,
         config: SessionConfig,
         hosting: NodeCommand,
         waits: Waits,
-        is_in_training: bool,
     ) -> None:
-        """is_in_training: each session takes the newest version that is served when it begins."""
-        self.model = model
-        self.defaults, self.tokenizer = defaults, tokenizer
+        self.model, self.defaults, self.tokenizer = served.id, served.defaults, served.tokenizer
         self._peer, self._config, self._waits = peer, config, waits
-        self._router = Router(peer.directory, peer.ping, Weights(model), num_blocks, hosting, regard_of(peer),
-                              takes_newest=is_in_training)  # fmt: skip
+        self._router = Router(peer.directory, peer.ping, Weights(served.id), served.num_blocks, hosting, regard_of(peer),
+                              takes_newest=served.is_in_training)  # fmt: skip
         self._sessions: list[Session] = []
-        self._prefixes = None if is_in_training else Prefixes(self._router.clock.now_s)
+        self._prefixes = None if served.is_in_training else Prefixes(self._router.clock.now_s)
 
     def start(self) -> TokenSequence:
         """A sequence without tokens, in a session of its own; nothing is sent before its first step."""
@@ -207,25 +196,12 @@ async def open_model(
                 found = await model_lookup.wait_for(peer.directory, name, naming, route_timeout_s, hosting, slot)
             slot.set(waiting.fetching(f"config and tokenizer of {found.model.name}"))
             cache = await open_cache(root, found, peer.pool, naming)
-        try:
-            defaults = read_defaults(cache.directory)
-            tokenizer = await asyncio.to_thread(SandboxedTokenizer, sandbox, cache.directory)
-            stored, is_in_training = len(cache.layout.blocks), cache.manifest.run is not None
-        finally:
-            cache.close()
-        blocks = model_lookup.blocks_of(found)
-        num_blocks = model_lookup.num_blocks(blocks, stored)
-        chosen = served.best_dtype(blocks, num_blocks, COMPUTE_DTYPES) if dtype == "auto" else dtype
+        with contextlib.closing(cache):
+            served = await served_model.read(found, cache, sandbox)
         config = SessionConfig(
-            route_timeout_s=route_timeout_s,
-            priority=priority,
-            dtype=chosen,
-            hidden_size=defaults.hidden_size or 1,
-            vocab_size=defaults.vocab_size,
-            follow=follow,
-        )
-        model = ThinModel(peer, found.model, num_blocks, defaults, tokenizer, config, hosting, waits, is_in_training)
-        try:
-            yield model
-        finally:
-            await model.close()
+            route_timeout_s=route_timeout_s, priority=priority, dtype=served.usual_dtype if dtype == "auto" else dtype,
+            hidden_size=served.defaults.hidden_size or 1, vocab_size=served.defaults.vocab_size, follow=follow,
+        )  # fmt: skip
+        model = ThinModel(peer, served, config, hosting, waits)
+        stack.push_async_callback(model.close)
+        yield model
