@@ -9,6 +9,15 @@ from node.cli.flags.command_options import OperatorOptions, with_flags
 
 operator_app = typer.Typer(help="Drain, pause and ban at nodes whose owners let you (`swarm node --operators`).")
 
+ORDERS = {
+    "ask": "Say how a node stands, and what you may order.",
+    "pause": "Let no new sessions begin at a node; it keeps its blocks, and open sessions go on.",
+    "resume": "Let new sessions begin at a paused node again.",
+    "drain": "End a node: its sessions may end, or go on at other nodes, and its process ends as by SIGTERM.",
+    "kill": "End a node of a test swarm at once, as by kill -9, to see what a death costs.",
+}
+"""Orders that need to know the node only -> what their command's help says."""
+
 
 @operator_app.command("new")
 def new_operator_command(
@@ -22,49 +31,17 @@ def new_operator_command(
     operating.new(operator_key, data_dir, is_json=as_json)
 
 
-@operator_app.command("ask")
-@with_flags("flags", OperatorOptions)
-def ask_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
-    """Say how a node stands, and what you may order."""
-    from node.cli.host import operating
+def _add_order(action: str, text: str) -> None:
+    @operator_app.command(action, help=text)
+    @with_flags("flags", OperatorOptions)
+    def order_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
+        from node.cli.host import operating
 
-    operating.run(node, "ask", flags, is_json=as_json)
-
-
-@operator_app.command("pause")
-@with_flags("flags", OperatorOptions)
-def pause_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
-    """Let no new sessions begin at a node; it keeps its blocks, and open sessions go on."""
-    from node.cli.host import operating
-
-    operating.run(node, "pause", flags, is_json=as_json)
+        operating.run(node, action, flags, is_json=as_json)
 
 
-@operator_app.command("resume")
-@with_flags("flags", OperatorOptions)
-def resume_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
-    """Let new sessions begin at a paused node again."""
-    from node.cli.host import operating
-
-    operating.run(node, "resume", flags, is_json=as_json)
-
-
-@operator_app.command("drain")
-@with_flags("flags", OperatorOptions)
-def drain_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
-    """End a node: its sessions may end, or go on at other nodes, and its process ends as by SIGTERM."""
-    from node.cli.host import operating
-
-    operating.run(node, "drain", flags, is_json=as_json)
-
-
-@operator_app.command("kill")
-@with_flags("flags", OperatorOptions)
-def kill_node_command(node: options.Node, as_json: options.AsJson = False, *, flags: OperatorOptions) -> None:
-    """End a node of a test swarm at once, as by kill -9, to see what a death costs."""
-    from node.cli.host import operating
-
-    operating.run(node, "kill", flags, is_json=as_json)
+for _action, _text in ORDERS.items():
+    _add_order(_action, _text)
 
 
 @operator_app.command("ban")
