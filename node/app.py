@@ -14,35 +14,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from node import hardware, metrics
-from node.about import AboutHere
 from node.config import NodeConfig
-from node.device.thread import Device, DeviceConfig
 from node.events import Event, OnEvent
-from node.gradients.frozen_stages import FrozenStages
 from node.hosting.model_source import OnFetch
 from node.hosting.place import Place, Shared
 from node.joining import meet, peer_config
 from node.measuring import Measures, measuring
-from node.operating.orders import Orders
+from node.node_services import NodeServices
 from node.placement import neighbours
 from node.placement.announcing import Announcement
 from node.runs.node_run import NodeRun
 from node.runs.pause_switch import PauseSwitch
-from node.serving.dispatcher import Dispatcher
 from node.serving.worked import Worked
 from node.telling import keep_telling
-from node.training.servicer import TrainingServicer
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
-from protocols.weights_id import Weights
 from swarm import waiting
 from swarm.bans import Bans
 from swarm.meeting import keyring, running_nodes
 from swarm.peer.peer import Peer
 from swarm.suggestion import NodeCommand, invite_command
 from swarm.waiting import Waits
-from swarm.weights.uploader import Uploader
 
 log = logging.getLogger(__name__)
 
@@ -65,80 +57,59 @@ async def run_node(
 
     Whatever keeps the node from serving is raised as a SwarmError, after everything that was started has been stopped.
     """
-    bans, dispatcher = Bans(), Dispatcher()
+    bans = Bans()
     config = replace(config, entry=replace(config.entry, bans=bans))
-    orders = Orders(dispatcher, bans, on_event, is_test=config.is_test)
     with measuring(config.metrics, on_event) as measures:
-        async with orders.until_left():
-            await _run(config, on_event, on_fetch, waits or Waits(), switch, measures, dispatcher, orders)
+        services = NodeServices(config, bans, on_event, switch)
+        async with services.orders.until_left():
+            await _run(config, services, on_event, on_fetch, waits or Waits(), measures)
 
 
 async def _run(
-    config: NodeConfig, on_event: OnEvent, on_fetch: OnFetch, waits: Waits, switch: PauseSwitch | None, measures: Measures | None,
-    dispatcher: Dispatcher, orders: Orders,
-) -> None:  # fmt: skip
-    device = hardware.pick_device(config.device)
-    uploader, device_thread = Uploader(config.upload_bytes_s), _device(config)
-    frozen = FrozenStages(dispatcher.host_of, device_thread, lambda: hardware.room_bytes(device))
-    passes = TrainingServicer(device_thread, frozen=frozen.stage_of, on_sent=uploader.spend)
-    training = None if config.run is None else NodeRun(config, device_thread, passes, uploader, dispatcher, on_event, switch)
-    about = AboutHere(device, device_thread.tally, tuple if training is None else training.trained)
-    handlers = {**about.handlers(), **dispatcher.handlers(), **uploader.handlers(), **passes.handlers(), **orders.handlers()}
-    handlers |= training.handlers() if training else {}
-    async with Peer(peer_config(config, on_event), handlers) as peer:
-        orders.keep_bans(peer, config.data_dir)
-        passes.connect(peer.peer_id, peer.pool)
-        if training is not None:
-            training.connect(peer)
+    config: NodeConfig,
+    services: NodeServices,
+    on_event: OnEvent,
+    on_fetch: OnFetch,
+    waits: Waits,
+    measures: Measures | None,
+) -> None:
+    async with Peer(peer_config(config, on_event), services.handlers()) as peer:
+        services.connect(peer)
         with waits.on(waiting.JOINING):
             await meet(config, peer, on_event)
-        announcement, places = Announcement(config, peer), list[Place]()
-        orders.connect(peer, announcement)
+        announcement = Announcement(config, peer)
+        services.orders.connect(peer, announcement)
         if measures is not None:
-            _tell_measures(measures, peer, device_thread, dispatcher)
+            services.tell(measures, peer)
         shared = Shared(
-            peer=peer, dispatcher=dispatcher, uploader=uploader, announcement=announcement, device=device, device_thread=device_thread,
-            training=training, on_event=on_event, on_fetch=on_fetch, waits=waits,
+            peer=peer, dispatcher=services.dispatcher, uploader=services.uploader, announcement=announcement,
+            device=services.device_name, device_thread=services.device, training=services.training,
+            on_event=on_event, on_fetch=on_fetch, waits=waits,
         )  # fmt: skip
-        try:
-            each = config.of_each_model()
-            for number, own in enumerate(each):
-                place = Place(own, shared, num_to_load=len(each) - number)
-                places.append(place)
-                await place.take()
-            known_as = keyring.known_as(config.swarm, config.entry.key)
-            with running_nodes.told(config.data_dir, known_as, peer.peer_id, peer.multiaddrs):
-                _invite(config, [place.presence.model for place in places], peer, on_event)
-                await _stay(peer, places, training, None if config.is_quiet else on_event)  # until we are cancelled
-        except asyncio.CancelledError:
-            on_event(Event("leaving"))
-            raise
-        finally:
-            passes.is_draining = True
-            if training is not None:
-                await training.end()
-            await _leave(announcement, places)
+        await _serve(config, services, shared)
 
 
-def _tell_measures(measures: Measures, peer: Peer, device: Device, dispatcher: Dispatcher) -> None:
-    """What is read anew whenever Prometheus asks."""
-    counts, memory = measures.metrics, device.memory
-    counts.read_from(metrics.NODE_PEERS, lambda: peer.num_neighbours)
-    counts.read_from(metrics.NODE_FREE, lambda: max(0, memory.free_bytes))
-    counts.read_from(metrics.NODE_USED, lambda: memory.used_bytes)
-    counts.read_from(metrics.NODE_SESSIONS, lambda: dispatcher.num_sessions)
-    counts.read_from(metrics.NODE_KEPT, lambda: sum([host.num_kept for host in dispatcher.hosts]))
-    counts.read_from(metrics.NODE_WAITING, lambda: sum([host.num_waiting for host in dispatcher.hosts]))
-    counts.read_from(metrics.NODE_BLOCKS, lambda: len(_hosted(dispatcher)))
-
-
-def _hosted(dispatcher: Dispatcher) -> set[tuple[Weights, int]]:
-    spans = [(host.served.weights, host.served.span) for host in dispatcher.hosts]
-    return {(weights, block) for weights, span in spans for block in range(span.start, span.stop)}
-
-
-def _device(config: NodeConfig) -> Device:
-    return Device(config=DeviceConfig() if config.train_share is None else DeviceConfig(train_share=config.train_share))
+async def _serve(config: NodeConfig, services: NodeServices, shared: Shared) -> None:
+    """Host all models until this task is cancelled; whatever ends it, the swarm is told."""
+    peer, on_event, places = shared.peer, shared.on_event, list[Place]()
+    try:
+        each = config.of_each_model()
+        for number, own in enumerate(each):
+            place = Place(own, shared, num_to_load=len(each) - number)
+            places.append(place)
+            await place.take()
+        known_as = keyring.known_as(config.swarm, config.entry.key)
+        with running_nodes.told(config.data_dir, known_as, peer.peer_id, peer.multiaddrs):
+            _invite(config, [place.presence.model for place in places], peer, on_event)
+            await _stay(peer, places, services.training, None if config.is_quiet else on_event)
+    except asyncio.CancelledError:
+        on_event(Event("leaving"))
+        raise
+    finally:
+        services.passes.is_draining = True
+        if services.training is not None:
+            await services.training.end()
+        await _leave(shared.announcement, places)
 
 
 async def _stay(peer: Peer, places: Sequence[Place], training: NodeRun | None, on_work: OnEvent | None) -> None:

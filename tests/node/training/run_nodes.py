@@ -195,7 +195,7 @@ class Drawing:
 
 
 class RunTrainer:
-    """A trainer: what `node/runs/trainer.py` makes, without a file and metrics."""
+    """A trainer: what `node/runs/trainer_part.py` makes, without a file and metrics."""
 
     def __init__(
         self, run: ModelId, spec: RunSpec, num_blocks: int, folder: Folder, draw: Draw, holds_by: Clock | None = None
