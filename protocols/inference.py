@@ -6,9 +6,7 @@ They open a route, run steps, survive failures and end the session.
     towards the client        Expect, HopLost                              on the same streams, back
     last hop -> client        Reply, HopLost                               on an `attach` stream, which begins with Attach
 
-A **step** carries some consecutive tokens of a session's sequences through every hop; the client numbers steps from 0.
-A **History** stands for the steps 0 … base-1: each sequence's retained inputs, as one prefill, for a hop that has lost them or never
-had them.
+Step and History are in `steps.py`, Reply in `replies.py`; all that belongs to the conversation can be had from here.
 An **Expect** says which step a hop wants next: in answer to Open and Reroute, or whenever it meets a gap; 0 = "I hold nothing".
 Design: docs/architecture.md, "Resuming".
 """
@@ -18,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocols import fields, frame, tensors, timings
-from protocols.defaults import MAX_HOPS, MAX_KEEP_S, MAX_ROWS, MAX_STEP_TOKENS
+from protocols import fields, frame
+from protocols.defaults import MAX_HOPS, MAX_KEEP_S
 from protocols.errors import MAX_MESSAGE, BadRequestError, shown
 from protocols.ids import SessionId, parse_session_id
 from protocols.operations import MAX_LENGTH as MAX_LENGTH
@@ -27,7 +25,7 @@ from protocols.operations import Crop as Crop
 from protocols.operations import Op as Op
 from protocols.operations import Repeat as Repeat
 from protocols.operations import Rows as Rows
-from protocols.operations import pack_op, parse_ops
+from protocols.replies import Reply as Reply
 from protocols.route import MAX_EPOCH as MAX_EPOCH  # seen from outside, a grant and its route are part of this conversation
 from protocols.route import Grant as Grant
 from protocols.route import Hop as Hop
@@ -40,12 +38,10 @@ from protocols.step_spec import RESULTS as RESULTS
 from protocols.step_spec import WANT_ALL as WANT_ALL
 from protocols.step_spec import WANT_NONE as WANT_NONE
 from protocols.step_spec import StepSpec as StepSpec
-from protocols.words import counted
-
-MAX_STEP = 1 << 40
-
-TRACE_BYTES = 16 + 8 + 1
-"""A W3C trace context: the trace's id, the id of the span above, flags. Source: https://www.w3.org/TR/trace-context/"""
+from protocols.steps import MAX_STEP as MAX_STEP
+from protocols.steps import TRACE_BYTES as TRACE_BYTES
+from protocols.steps import History as History
+from protocols.steps import Step as Step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,107 +81,6 @@ class Open:
         return cls(grant=grant, index=index, dtype=fields.text(header, "dtype", 16), fork=_fork(header))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """Some tokens of every sequence, going once through the route. `payload` is what `spec.kind` says, on one flat token axis."""
-
-    session: SessionId
-    epoch: int
-    step: int
-    counts: tuple[int, ...]
-    """New tokens per sequence, after `ops`; the payload is their concatenation along one flat token axis."""
-    payload: tensors.WireTensor
-    ops: tuple[Op, ...] = ()
-    positions: tuple[int, ...] | None = None
-    """A position per token, if the caller set some; None = each sequence counts its own tokens from 0."""
-    spec: StepSpec = PASS_ON
-    budget_ms: int = 60_000
-    times: bytes | None = None
-    """How long the hops above had it (`timings.py`); None = its client does not ask."""
-    trace: bytes = b""
-    """TRACE_BYTES, with which hops that keep traces make their spans part of the client's; empty = it keeps none."""
-
-    def encode(self) -> bytes:
-        spec = self.spec
-        header = {"t": "step", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
-                  "ops": [pack_op(op) for op in self.ops], "payload": self.payload.header(), "want": spec.want,
-                  "kind": spec.kind, "result": spec.result, "top": spec.top, "budget": self.budget_ms,
-                  "priority": spec.priority}  # fmt: skip
-        if self.positions is not None:
-            header["positions"] = list(self.positions)
-        if spec.temperature:
-            header["temperature"] = spec.temperature
-        if self.times is not None:
-            header["times"] = self.times
-        if self.trace:
-            header["trace"] = self.trace
-        if spec.changes:
-            header["changes"] = len(spec.changes)
-        second = spec.changes + spec.mask
-        return frame.encode(header, [self.payload.data, second] if second else [self.payload.data])
-
-    @classmethod
-    def parse(cls, received: frame.Frame) -> Step:
-        header, buffers = received.header, received.buffers
-        counts, payload = _counts_and_payload(received)
-        return cls(
-            session=parse_session_id(header.get("session")),
-            epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
-            step=fields.integer(header, "step", 0, MAX_STEP),
-            counts=counts,
-            payload=payload,
-            ops=parse_ops(header),
-            positions=_positions(header, sum(counts)),
-            spec=StepSpec.parse(header, bytes(buffers[1]) if len(buffers) > 1 else b""),
-            budget_ms=fields.integer(header, "budget", 0, 86_400_000),
-            times=timings.parse(header),
-            trace=b"" if header.get("trace") is None else fields.exactly(header, "trace", TRACE_BYTES),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
-    """Sequences as they were before step `base`, for a hop that holds nothing: `counts[i]` tokens of sequence i, one flat token axis.
-
-    A history too large for a frame comes in `parts`; each sequence's pieces then follow each other from part to part.
-    """
-
-    session: SessionId
-    epoch: int
-    base: int
-    counts: tuple[int, ...]
-    payload: tensors.WireTensor
-    positions: tuple[int, ...] | None = None
-    part: int = 0
-    parts: int = 1
-    kind: str = "hidden"
-    """As a step's; parts of one history may differ, since a caller's embeddings may be followed by token ids."""
-
-    def encode(self) -> bytes:
-        header = {"t": "history", "session": self.session, "epoch": self.epoch, "base": self.base, "counts": list(self.counts),
-                  "payload": self.payload.header(), "part": self.part, "parts": self.parts, "kind": self.kind}  # fmt: skip
-        if self.positions is not None:
-            header["positions"] = list(self.positions)
-        return frame.encode(header, [self.payload.data])
-
-    @classmethod
-    def parse(cls, received: frame.Frame) -> History:
-        header = received.header
-        counts, payload = _counts_and_payload(received)
-        parts = fields.integer(header, "parts", 1, 1 << 20)
-        return cls(
-            session=parse_session_id(header.get("session")),
-            epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
-            base=fields.integer(header, "base", 0, MAX_STEP),
-            counts=counts,
-            payload=payload,
-            positions=_positions(header, sum(counts)),
-            part=fields.integer(header, "part", 0, parts - 1),
-            parts=parts,
-            kind=fields.one_of(header, "kind", KINDS),
-        )
-
-
 def _fork(header: fields.Header) -> Fork | None:
     value = header.get("fork")
     if value is None:
@@ -195,25 +90,6 @@ def _fork(header: fields.Header) -> Fork | None:
     step = fields.integer({"step": value[1]}, "step", 1, MAX_STEP)
     tokens = fields.integer({"tokens": value[2]}, "tokens", 0, MAX_LENGTH) if len(value) == 3 else 0
     return Fork(session=parse_session_id(value[0]), step=step, tokens=tokens)
-
-
-def _positions(header: fields.Header, num_tokens: int) -> tuple[int, ...] | None:
-    if header.get("positions") is None:
-        return None
-    positions = fields.integers(header, "positions", MAX_STEP_TOKENS, 0, MAX_LENGTH)
-    if len(positions) != num_tokens:
-        raise BadRequestError(f"{counted(len(positions), 'position')} for {counted(num_tokens, 'token')}")
-    return positions
-
-
-def _counts_and_payload(received: frame.Frame) -> tuple[tuple[int, ...], tensors.WireTensor]:
-    counts = fields.integers(received.header, "counts", MAX_ROWS, 0, MAX_STEP_TOKENS)
-    payload = tensors.parse(received.header.get("payload"), received.buffers)
-    if sum(counts) > MAX_STEP_TOKENS or not payload.shape or payload.shape[0] != sum(counts):
-        raise BadRequestError(
-            f"counts {list(counts)[:8]} (limit {MAX_STEP_TOKENS} tokens) do not fit a payload of shape {list(payload.shape)}"
-        )
-    return counts, payload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,77 +194,6 @@ class Attach:
     @classmethod
     def parse(cls, received: frame.Frame) -> Attach:
         return cls(grant=Grant.parse(received.header.get("grant")), step=fields.integer(received.header, "step", 0, MAX_STEP))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """The route's output for one step: `counts[i]` tokens of sequence i, as the step wanted."""
-
-    session: SessionId
-    epoch: int
-    step: int
-    counts: tuple[int, ...]
-    payload: tensors.WireTensor
-    ids: tensors.WireTensor | None = None
-    """[tokens, k] token ids of a payload of the k largest logits, else None."""
-    totals: tensors.WireTensor | None = None
-    """[tokens] float32 beside the ids, as `StepSpec.temperature` says, else None."""
-    compute_ms: float = 0.0
-    """Milliseconds that the step spent computing at the last hop."""
-    times: bytes | None = None
-    """How long each hop had the step (`timings.py`); None = its client did not ask."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the buffers."""
-        return sum(one.num_bytes for one in (self.payload, self.ids, self.totals) if one is not None)
-
-    def encode(self) -> bytes:
-        header = {"t": "reply", "session": self.session, "epoch": self.epoch, "step": self.step, "counts": list(self.counts),
-                  "payload": self.payload.header(), "compute": self.compute_ms}  # fmt: skip
-        if self.times is not None:
-            header["times"] = self.times
-        if self.ids is None:
-            return frame.encode(header, [self.payload.data])
-        header["ids"] = self.ids.header()
-        if self.totals is None:
-            return frame.encode(header, [self.payload.data, self.ids.data])
-        header["totals"] = self.totals.header()
-        return frame.encode(header, [self.payload.data, self.ids.data, self.totals.data])
-
-    @classmethod
-    def parse(cls, received: frame.Frame) -> Reply:
-        header = received.header
-        counts, payload = _counts_and_payload(received)
-        return cls(
-            session=parse_session_id(header.get("session")),
-            epoch=fields.integer(header, "epoch", 0, MAX_EPOCH),
-            step=fields.integer(header, "step", 0, MAX_STEP),
-            counts=counts,
-            payload=payload,
-            ids=_ids(received, payload.shape),
-            totals=_totals(received, payload.shape),
-            compute_ms=fields.number(header, "compute", 0, 1e9),
-            times=timings.parse(header),
-        )
-
-
-def _ids(received: frame.Frame, shape: tuple[int, ...]) -> tensors.WireTensor | None:
-    if received.header.get("ids") is None:
-        return None
-    ids = tensors.parse(received.header["ids"], received.buffers, 1)
-    if (ids.dtype, ids.shape, ids.codec) != ("int32", shape, "none"):
-        raise BadRequestError(f"ids must be int32 {list(shape)} like the values, got {ids.dtype} {list(ids.shape)}")
-    return ids
-
-
-def _totals(received: frame.Frame, shape: tuple[int, ...]) -> tensors.WireTensor | None:
-    if received.header.get("totals") is None:
-        return None
-    totals = tensors.parse(received.header["totals"], received.buffers, 2)
-    if (totals.dtype, totals.shape, totals.codec) != ("float32", shape[:1], "none") or not tensors.is_finite(totals):
-        raise BadRequestError(f"totals must be finite float32 {list(shape[:1])}, got {totals.dtype} {list(totals.shape)}")
-    return totals
 
 
 Message = Open | Step | History | Reroute | Close | Expect | HopLost | Attach | Reply
