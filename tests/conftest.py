@@ -15,6 +15,7 @@ import signal
 import statistics
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -42,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Processes(config.getoption("--fast")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files directly in `tests/` first: some take a minute, and at the end the other processes of the suite would be idle."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_collection_finish() -> None:

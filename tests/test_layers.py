@@ -6,7 +6,8 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -428,9 +429,30 @@ def tracked(*folders: str) -> list[Path]:
     return sorted(Path(name) for name in set(listed.split("\0")) if name.endswith(".py") and (ROOT / name).exists())
 
 
-def imports(source: str) -> Iterator[tuple[int, str]]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """Of a file, relative to the root."""
+    return ast.parse((ROOT / path).read_text())
+
+
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """All of a file's."""
+    return tuple(ast.walk(tree_of(path)))
+
+
+def called(node: ast.Call) -> str:
+    """The dotted name of what is called; "" if it is no name."""
+    names, at = [], node.func
+    while isinstance(at, ast.Attribute):
+        names.append(at.attr)
+        at = at.value
+    return ".".join(reversed([*names, at.id])) if isinstance(at, ast.Name) else ""
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
     """(line, module) of every import, wherever it stands; a relative one is reported as such."""
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -455,7 +477,7 @@ def may_import(path: Path, module: str) -> str:
 def test_every_place_of_may_import_imports_its_package() -> None:
     idle = {(package, place) for package, places in MAY_IMPORT.items() for place in places}
     for path in tracked(*LAYERS):
-        packages = {module.partition(".")[0] for _, module in imports((ROOT / path).read_text())}
+        packages = {module.partition(".")[0] for _, module in imports(path)}
         idle -= {(package, str(place)) for package in packages for place in (path, *path.parents)}
     assert not idle, f"{sorted(idle)} are imported no more: take them out of MAY_IMPORT"
 
@@ -465,7 +487,7 @@ def test_every_import_goes_down_and_is_allowed() -> None:
     assert len(files) > 20, "the walk found too few files to prove anything"
     wrong = []
     for path in files:
-        for line, module in imports((ROOT / path).read_text()):
+        for line, module in imports(path):
             if reason := may_import(path, module):
                 wrong.append(f"{path}:{line} imports {module}: {reason}")
     assert not wrong, "\n".join(wrong)
@@ -498,8 +520,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     modules = {".".join(path.with_suffix("").parts): path for path in tracked(*LAYERS) if path.name != "__init__.py"}
     graph = {}
     for name, path in modules.items():
-        tree = ast.parse((ROOT / path).read_text())
-        top = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)]
+        top = [node for node in tree_of(path).body if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)]
         froms = [node for one in top for node in ast.walk(one) if isinstance(node, ast.ImportFrom)]
         named = {f"{node.module}.{alias.name}" for node in froms for alias in node.names} | {node.module or "" for node in froms}
         graph[name] = named & modules.keys() - {name}
@@ -510,7 +531,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_protocols_opens_no_file_and_evaluates_nothing() -> None:
     banned = {"open", "eval", "exec", "compile", "__import__", "input", "print"}
     for path in tracked("protocols"):
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        for node in nodes_of(path):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in banned, f"{path}:{node.lineno} calls {node.func.id}()"
 
@@ -518,31 +539,29 @@ def test_protocols_opens_no_file_and_evaluates_nothing() -> None:
 def test_nothing_unpickles_or_evaluates_what_a_peer_sent() -> None:
     banned = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
     for path in tracked(*LAYERS):
-        source = (ROOT / path).read_text()
-        assert not banned & {module.partition(".")[0] for _, module in imports(source)}, f"{path} can unpickle"
-        for node in ast.walk(ast.parse(source)):
+        assert not banned & {module.partition(".")[0] for _, module in imports(path)}, f"{path} can unpickle"
+        for node in nodes_of(path):
             if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                assert called not in ("torch.load", "eval", "exec"), f"{path}:{node.lineno} calls {called}"
+                assert called(node) not in ("torch.load", "eval", "exec"), f"{path}:{node.lineno} calls {called(node)}"
 
 
-def clock_reads(source: str) -> list[int]:
+def clock_reads(nodes: Sequence[ast.AST]) -> list[int]:
     """Lines that call time.time, time.monotonic or their kin; a default argument is no call."""
     names = {f"time.{name}{kind}" for name in ("time", "monotonic") for kind in ("", "_ns")}
-    tree = ast.parse(source)
-    calls = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in names]
-    hidden = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "time"]
-    return sorted(calls + hidden)
+    calls = [node for node in nodes if isinstance(node, ast.Call) and called(node) in names]
+    hidden = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "time"]
+    return sorted(node.lineno for node in (*calls, *hidden))
 
 
 def test_what_decides_by_time_is_given_a_clock() -> None:
-    readers = {path for path in tracked("swarm", "node") if clock_reads((ROOT / path).read_text())}
+    readers = {path for path in tracked("swarm", "node") if clock_reads(nodes_of(path))}
     listed = {Path(name) for name in CLOCK_READERS}
     wrong = sorted(str(path) for path in readers if not listed & {path, *path.parents})
     assert not wrong, f"{wrong} read the clock: pass a swarm.clock.Clock, or say why not in CLOCK_READERS"
     idle = sorted(str(one) for one in listed if not any(one in (path, *path.parents) for path in readers))
     assert not idle, f"{idle} read no clock: take them off CLOCK_READERS"
-    assert clock_reads("import time\nfrom time import monotonic\nx = time.time()\ndef f(c=time.time): ...") == [2, 3]
+    code = "import time\nfrom time import monotonic\nx = time.time()\ndef f(c=time.time): ..."
+    assert clock_reads(list(ast.walk(ast.parse(code)))) == [2, 3]
 
 
 def test_every_folder_of_tests_is_a_package() -> None:
@@ -557,7 +576,7 @@ def test_every_file_says_first_what_it_is() -> None:
 
 
 def _docstring(path: Path) -> str:
-    return ast.get_docstring(ast.parse((ROOT / path).read_text())) or ""
+    return ast.get_docstring(tree_of(path)) or ""
 
 
 def test_documents_repeat_what_the_code_says() -> None:
@@ -582,7 +601,7 @@ def folder_imports() -> dict[str, dict[str, str]]:
     files = {".".join(path.with_suffix("").parts): path for path in tracked(*LAYERS)}
     found: dict[str, dict[str, str]] = {}
     for path in files.values():
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        for node in nodes_of(path):
             named = (
                 [f"{node.module}.{alias.name}" for alias in node.names] + [node.module or ""]
                 if isinstance(node, ast.ImportFrom)
@@ -619,7 +638,7 @@ def test_a_long_class_has_its_reason() -> None:
     long = {
         f"{path}:{node.name}": node.end_lineno - node.lineno + 1
         for path in tracked(*LAYERS)
-        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        for node in nodes_of(path)
         if isinstance(node, ast.ClassDef) and node.end_lineno and node.end_lineno - node.lineno >= MAX_CLASS_LINES
     }
     without = {name: lines for name, lines in long.items() if name not in LONG_CLASSES}

@@ -184,7 +184,7 @@ def test_that_hangs_on_request():
     return [folder / "scripts/test"]
 
 
-def test_the_suite_runs_in_two_processes_with_one_result(tmp_path: Path) -> None:
+def test_the_suite_runs_in_several_processes_with_one_result(tmp_path: Path) -> None:
     command = two_files_of_tests(tmp_path)
     done = subprocess.run([*command, "--durations=3"], capture_output=True, text=True, timeout=60, env=ONLY_XDIST)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -194,7 +194,7 @@ def test_the_suite_runs_in_two_processes_with_one_result(tmp_path: Path) -> None
     assert len({path.read_text() for path in (tmp_path / "tests").glob("*.pid")}) == 2
 
 
-def test_an_interrupt_ends_both_processes_of_the_suite(tmp_path: Path) -> None:
+def test_an_interrupt_ends_all_processes_of_the_suite(tmp_path: Path) -> None:
     command = two_files_of_tests(tmp_path)
     (tmp_path / "tests/hangs").touch()
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -216,13 +216,13 @@ def test_an_interrupt_ends_both_processes_of_the_suite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["", "--fast", "--fast --durations=3", "tests/swarm", "-k failover", "--fast tests/swarm"])
-def test_only_the_whole_suite_runs_in_two_processes(tmp_path: Path, arguments: str) -> None:
+def test_only_the_whole_suite_runs_in_several_processes(tmp_path: Path, arguments: str) -> None:
     command = two_files_of_tests(tmp_path)
     (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\necho "$@"\nexit 3\n')
     done = subprocess.run([*command, *arguments.split()], capture_output=True, text=True, timeout=60)
     is_whole = all(argument.startswith("--") for argument in arguments.split())
-    both = "-n 2 --dist loadfile --no-loadscope-reorder " if is_whole else ""
-    assert done.stdout.strip() == f"-m pytest {both}{arguments}".strip() and done.returncode == 3
+    all_of_it = "-n 3 --dist loadfile --no-loadscope-reorder " if is_whole else ""
+    assert done.stdout.strip() == f"-m pytest {all_of_it}{arguments}".strip() and done.returncode == 3
 
 
 def test_the_lock_holds_exact_versions_and_no_torch() -> None:

@@ -14,6 +14,8 @@ from tests.end_to_end.wire import WireSwarm
 from tests.families import LISTED, make_checkpoint
 
 NUM_TOKENS = 64
+BATCHED_TOKENS = 32
+"""Of each of eight sessions. Every family's 64 tokens are compared in `tests/swarm/client/test_families.py`."""
 SPANS = {1: [(0, 5)], 2: [(0, 2), (2, 5)], 3: [(0, 1), (1, 4), (4, 5)]}
 
 
@@ -41,7 +43,8 @@ def test_a_family_over_the_wire_with_eight_sessions_batched_and_the_prompt_in_ch
     prompts = [torch.randint(3, 256, (1, 3 + 4 * index)) for index in range(8)]
     answers: dict[int, torch.Tensor] = {}
     threads = [
-        threading.Thread(target=lambda i=index: answers.__setitem__(i, greedy(swarm.model, prompts[i]))) for index in range(8)
+        threading.Thread(target=lambda i=index: answers.__setitem__(i, greedy(swarm.model, prompts[i], BATCHED_TOKENS)))
+        for index in range(8)
     ]
     try:
         for thread in threads:
@@ -49,7 +52,7 @@ def test_a_family_over_the_wire_with_eight_sessions_batched_and_the_prompt_in_ch
         for thread in threads:
             thread.join(120)
         for index, prompt in enumerate(prompts):
-            assert is_greedy(theirs, answers[index], prompt), f"session {index} of {family}"
+            assert is_greedy(theirs, answers[index], prompt, BATCHED_TOKENS), f"session {index} of {family}"
         if swarm.nodes[0].engine.mode != "serial":
             for node in swarm.nodes:
                 runner = node.host.runner

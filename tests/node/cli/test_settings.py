@@ -85,16 +85,19 @@ STATED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def greedy(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the checkpoint says to PROMPT without settings."""
+    return theirs(with_settings(plain, tmp_path_factory.mktemp("without"), {}), do_sample=False)
+
+
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("name", STATED)
-def test_a_key_of_the_contract_changes_no_text(
-    name: str, file: str, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = theirs(with_settings(plain, tmp_path / "without", {}), do_sample=False)
+def test_a_key_of_the_contract_changes_no_text(name: str, file: str, plain: Path, greedy: str, tmp_path: Path) -> None:
     path = with_settings(plain, tmp_path, STATED[name], file)
     for speculate in (None, 4):
         text, backend = answer(path, sampling(speculate))
-        assert text == expected
+        assert text == greedy
         assert backend.num_opened == 1 and sum(sum(call.counts) for call in backend.calls[1:]) >= NEW - 1  # K/V were used
         assert (max(call.counts[0] for call in backend.calls[1:]) > 1) == bool(speculate)  # guessed if and only if asked to
     chosen = read_defaults(path).sampling(sampling().wanted, None)

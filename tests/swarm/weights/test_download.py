@@ -24,6 +24,11 @@ from tests.swarm.weights.parts import Liar, Model, Paused, Scripted, local_swarm
 QUICK = Options(progress_timeout_s=20, stall_s=10)
 
 
+def at_most(model: Model) -> float:
+    """Bytes that a download may fetch: one piece comes twice if its source seems too slow (`planner.py`), and headers cost 1 %."""
+    return 1.01 * model.num_bytes + PIECE_BYTES
+
+
 def run(work) -> None:  # type: ignore[no-untyped-def]
     async def within() -> None:
         async with asyncio.timeout(30):
@@ -49,7 +54,7 @@ def test_manifest_files_and_tensors_come_from_peers_and_open_as_any_directory(tm
                 assert (directory / name).read_bytes() == content
             report = await fetch_tensors(model.tensors, cache, here.pool, here.sources, QUICK)
             model.check(cache)
-            assert report.fetched_bytes <= 1.05 * model.num_bytes
+            assert report.fetched_bytes <= at_most(model)
             assert len(report.from_peer) == 2 and all(report.from_peer.values()), "both were asked"
 
     run(work())
@@ -123,7 +128,7 @@ def test_a_source_that_dies_half_way_costs_nothing(tmp_path: Path) -> None:
             other.uploader.release.set()
             report = await fetching
             model.check(cache)
-            assert report.fetched_bytes <= 1.05 * model.num_bytes and not report.liars
+            assert report.fetched_bytes <= at_most(model) and not report.liars
 
     run(work())
 

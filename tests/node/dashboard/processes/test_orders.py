@@ -71,6 +71,11 @@ def chat(browser: Browser, url: str, **settings: int) -> None:
     ask(browser, "hello", **settings)
 
 
+def has_focus(browser: Browser) -> bool:
+    """The question that was opened; a key that is pressed before goes where the focus was."""
+    return bool(browser.run("return document.activeElement.id") == "mm-confirm")
+
+
 def close_tab(browser: Browser) -> None:
     """Back to the one before."""
     browser.driver.close()
@@ -145,7 +150,7 @@ def test_pause_resume_and_bans(browser: Browser, fleet: Fleet, url: str) -> None
     browser.open(fleet.page_of(url, "other"))
     browser.until_text("It takes new sessions", CARD, SOON_S)
     press(browser, "Pause")
-    browser.until(lambda: browser.run("return document.activeElement.id") == "mm-confirm", what="the question has the focus")
+    browser.until(lambda: has_focus(browser), what="the question has the focus")
     assert "No other node serves 3 of the 6 blocks of tiny" in browser.text(f"{CARD} .mm-confirm")
     active = browser.driver.switch_to.active_element
     active.send_keys(Keys.TAB)
@@ -165,7 +170,8 @@ def test_pause_resume_and_bans(browser: Browser, fleet: Fleet, url: str) -> None
     press(browser, "Yes", f"{CARD} .mm-confirm")
     browser.until_text("not an Ed25519 PeerID", CARD)
     press(browser, "Ban a peer there")
-    field = browser.until(lambda: browser.driver.find_elements("css selector", f"{CARD} input[aria-label='PeerID']"))[0]
+    browser.until(lambda: has_focus(browser), what="the question has the focus")
+    field = browser.driver.find_element("css selector", f"{CARD} input[aria-label='PeerID']")
     field.send_keys(BANNED)
     press(browser, "Yes", f"{CARD} .mm-confirm")
     browser.until_text(f"bans …{BANNED[-6:]} for 1 hour more", CARD, SOON_S)

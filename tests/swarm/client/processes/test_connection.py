@@ -10,8 +10,6 @@ import gc
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -191,7 +189,7 @@ def num_sessions() -> int:
     return sum(len(one) for one in gc.get_objects() if isinstance(one, Hops))
 
 
-def script(line: Line, code: str) -> list[str]:
+def script(line: Line, fork_server: ForkServer, code: str) -> list[str]:
     """Run `code` in a process of its own, after a model was asked by a cache that stays alive: the lines that it printed.
 
     `answer(model, **options)` is an answer of 12 tokens, `new()` a model of the same swarm.
@@ -208,15 +206,18 @@ def script(line: Line, code: str) -> list[str]:
         print(answer(model, past_key_values=cache), flush=True)
     """
     whole = textwrap.dedent(begin) + textwrap.dedent(code)
-    done = subprocess.run([sys.executable, "-c", whole], capture_output=True, text=True, timeout=120)
+    done = fork_server.run([whole], kind="code")
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-2_000:]
     return done.stdout.splitlines()
 
 
-def test_a_script_that_ends_without_close_prints_nothing(line: Line, reference: Callable[[str], Any]) -> None:
+def test_a_script_that_ends_without_close_prints_nothing(
+    line: Line, fork_server: ForkServer, reference: Callable[[str], Any]
+) -> None:
     """Caches are alive, and threads in the middle of answers, when it ends."""
     said = script(
         line,
+        fork_server,
         """
         import threading
         caches = [model.new_cache() for _ in range(8)]
@@ -232,10 +233,13 @@ def test_a_script_that_ends_without_close_prints_nothing(line: Line, reference: 
     assert list(map(json.loads, said)) == [reference("llama").generate(PROMPT[:1], **GREEDY).tolist()]
 
 
-def test_a_forked_child_is_told_whose_the_model_is_and_may_have_its_own(line: Line, reference: Callable[[str], Any]) -> None:
+def test_a_forked_child_is_told_whose_the_model_is_and_may_have_its_own(
+    line: Line, fork_server: ForkServer, reference: Callable[[str], Any]
+) -> None:
     """The child ends with all of Python's good-byes, and the parent's session goes on."""
     said = script(
         line,
+        fork_server,
         """
         def in_child(work):
             sys.stdout.flush()
