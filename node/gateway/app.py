@@ -76,6 +76,12 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
         api.route(app, gateway)
 
     document.publish(app, gateway.models)
+    _route_watching(app, gateway)
+    return app
+
+
+def _route_watching(app: FastAPI, gateway: Gateway) -> None:
+    """What programs ask that watch over the gateway itself."""
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -89,8 +95,6 @@ def create_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastAPI:
     async def metrics() -> Response:
         """For Prometheus, in its text form."""
         return Response(gateway.metrics.text(), media_type=gateway.metrics.content_type)
-
-    return app
 
 
 async def _warm(gateway: Gateway, door: Door) -> None:

@@ -172,26 +172,18 @@ async def generate(
         raise BadRequestError("the prompt is empty: 0 tokens, expected at least 1; give some text, or a start token")
     left = _num_allowed(len(prompt), limits)
     sequence.cut_back(prompt)
-    said, new = list(prompt), list(prompt[len(sequence.held) :])
+    answer = _Answer(sequence, len(prompt), chooser, limits, constraint, list(prompt))
+    new = list(prompt[len(sequence.held) :])
     while True:
-        guesses = list(propose(said))[: left - 1] if propose and left > 1 else []
-        changes = b"" if guesses else chooser.changes(said, len(prompt), limits.vocab_size or 0)
-        top = chooser.asks([*said, *guesses], len(prompt), bool(changes))
-        top = 0 if limits.vocab_size is not None and top >= limits.vocab_size else top
-        mask = b"" if constraint is None else await constraint.mask()
-        temperature = chooser.temperature_of(bool(changes))
-        logits = await sequence.feed([*new, *guesses], 1 + len(guesses), top, mask, temperature, changes)
-        for number, position in enumerate(logits):
+        guesses = list(propose(answer.said))[: left - 1] if propose and left > 1 else []
+        for number, position in enumerate(await answer.feed(new, guesses)):
             try:
-                with sequence.timings.picking():
-                    token = chooser.choose(position, said, len(prompt), mask)
+                token = answer.pick(position)
             except NotEnoughError:
                 sequence.forget(len(guesses) - number)
                 guesses = guesses[:number]
-                token = chooser.choose(await sequence.ask_again(), said, len(prompt), mask)
-            if constraint is not None and token not in limits.ends:
-                constraint.accept(token)
-            said.append(token)
+                token = answer.pick(await sequence.ask_again())
+            answer.accept(token)
             left -= 1
             is_right = number < len(guesses) and guesses[number] == token
             if token in limits.ends or not left or not is_right:
@@ -202,6 +194,42 @@ async def generate(
                 return
             if not is_right:
                 break
+
+
+@dataclass(slots=True)
+class _Answer:
+    """A text that grows: what is asked for its next token, and how that is picked."""
+
+    sequence: TokenSequence
+    num_prompt: int
+    chooser: Chooser
+    limits: Limits
+    constraint: Constraint | None
+    said: list[int]
+    """The prompt, and the tokens of the answer so far."""
+    mask: bytes = b""
+    """Of the positions that were asked for last."""
+
+    async def feed(self, new: Sequence[int], guesses: Sequence[int]) -> list[Position]:
+        """Send tokens that are certain, and guesses after them: the positions after the last certain one, and after each guess."""
+        vocab_size = self.limits.vocab_size
+        changes = b"" if guesses else self.chooser.changes(self.said, self.num_prompt, vocab_size or 0)
+        top = self.chooser.asks([*self.said, *guesses], self.num_prompt, bool(changes))
+        top = 0 if vocab_size is not None and top >= vocab_size else top
+        self.mask = b"" if self.constraint is None else await self.constraint.mask()
+        temperature = self.chooser.temperature_of(bool(changes))
+        return await self.sequence.feed([*new, *guesses], 1 + len(guesses), top, self.mask, temperature, changes)
+
+    def pick(self, position: Position) -> int:
+        """The token at a position; NotEnoughError if more of its logits are needed."""
+        with self.sequence.timings.picking():
+            return self.chooser.choose(position, self.said, self.num_prompt, self.mask)
+
+    def accept(self, token: int) -> None:
+        """It is the next one."""
+        if self.constraint is not None and token not in self.limits.ends:
+            self.constraint.accept(token)
+        self.said.append(token)
 
 
 def _num_allowed(length: int, limits: Limits) -> int:

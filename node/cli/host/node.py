@@ -69,6 +69,7 @@ def host(
     """
     descriptors.raise_limit()
     lines = Lines()
+    on_event = _saying(lines)
     threads.wait_quietly()
     from swarm import trace
     from swarm.waiting import Waits, loading
@@ -76,13 +77,6 @@ def host(
     with shown() as on_wait:
         on_wait(loading("torch"))
         from node.app import run_node  # 5 s of imports: only after the flags have proved right
-
-    warned = Repetitions()
-
-    def on_event(event: Event) -> None:
-        if event.kind == "warning" and not warned.is_new(event.text):
-            return
-        lines.say(event.kind, event.text)
 
     async def hosted(hear: OnEvent) -> None:
         if config.run is None:
@@ -103,6 +97,17 @@ def host(
     sys.stderr.flush()
     trace.flush()
     os._exit(0)  # everything of ours is closed; taking torch apart took 7 s more on a busy machine
+
+
+def _saying(lines: Lines) -> OnEvent:
+    """Says each event in a line of its own; a warning that repeats itself, once."""
+    warned = Repetitions()
+
+    def on_event(event: Event) -> None:
+        if event.kind != "warning" or warned.is_new(event.text):
+            lines.say(event.kind, event.text)
+
+    return on_event
 
 
 def run_of(given: str | None, fields: Sequence[str]) -> RunFile | str | None:

@@ -28,35 +28,43 @@ def typed(on_key: Callable[[str], None]) -> Iterator[None]:
     if number is None or not _is_ours(number):
         yield
         return
-    loop, before = asyncio.get_running_loop(), termios.tcgetattr(number)
-
-    def read() -> None:
-        loop.remove_reader(number)
-        if not _is_ours(number):  # reading it now would stop this process (SIGTTIN)
-            loop.call_later(AGAIN_S, listen)
-            return
-        with contextlib.suppress(OSError):
-            if data := os.read(number, 64):
-                for key in data.decode(errors="ignore"):
-                    on_key(key)
-                listen()
-
-    is_over = False
-
-    def listen() -> None:
-        if not is_over:
-            loop.add_reader(number, read)
-
+    before, reader = termios.tcgetattr(number), _Reader(number, on_key)
     tty.setcbreak(number, termios.TCSANOW)
-    listen()
+    reader.listen()
     try:
         yield
     finally:
-        is_over = True
-        loop.remove_reader(number)
+        reader.stop()
         if _is_ours(number):
             with contextlib.suppress(termios.error):  # the terminal was closed
                 termios.tcsetattr(number, termios.TCSANOW, before)
+
+
+class _Reader:
+    """Reads a terminal whenever a key is typed, and not while another program has it."""
+
+    def __init__(self, number: int, on_key: Callable[[str], None]) -> None:
+        self._number, self._on_key, self._loop = number, on_key, asyncio.get_running_loop()
+        self._is_over = False
+
+    def listen(self) -> None:
+        if not self._is_over:
+            self._loop.add_reader(self._number, self._read)
+
+    def stop(self) -> None:
+        self._is_over = True
+        self._loop.remove_reader(self._number)
+
+    def _read(self) -> None:
+        self._loop.remove_reader(self._number)
+        if not _is_ours(self._number):  # reading it now would stop this process (SIGTTIN)
+            self._loop.call_later(AGAIN_S, self.listen)
+            return
+        with contextlib.suppress(OSError):
+            if data := os.read(self._number, 64):
+                for key in data.decode(errors="ignore"):
+                    self._on_key(key)
+                self.listen()
 
 
 def _stdin() -> int | None:

@@ -73,25 +73,33 @@ class Keeper:
         async with self._writing:
             writer = await asyncio.to_thread(CheckpointWriter, self._folder, self._model, version)
             try:
-                wanted = await asyncio.to_thread(
-                    lambda: [
-                        self._wanted(writer, unit, None if chains is None else chains[unit], sources.get(unit, ()))
-                        for unit in self._model.units
-                    ]
-                )
-                wanted = [one for one in wanted if one.unit not in own or not await _add(writer, one, own[one.unit])]
-                async with aclosing(download(self._pool, self._model.run, wanted, at_once=AT_ONCE)) as snapshots:
-                    async for snapshot in snapshots:
-                        await asyncio.to_thread(writer.add, snapshot)
+                await self._fill(writer, await asyncio.to_thread(self._wanted, writer, chains, sources), own)
                 path = await asyncio.to_thread(writer.publish, best)
             finally:
                 await asyncio.shield(asyncio.to_thread(writer.abandon))
         log.info("checkpoint of version %d is at %s", version, path)
         return path
 
-    def _wanted(self, writer: CheckpointWriter, unit: TrainedUnit, chain: bytes | None, sources: Sequence[PeerRecord]) -> Wanted:
-        check = trained_form(writer.parameters(unit))
-        return Wanted(unit=unit, version=writer.version, chain=chain, check=check, sources=sources)
+    def _wanted(
+        self,
+        writer: CheckpointWriter,
+        chains: Mapping[TrainedUnit, bytes] | None,
+        sources: Mapping[TrainedUnit, Sequence[PeerRecord]],
+    ) -> list[Wanted]:
+        return [
+            Wanted(
+                unit=unit, version=writer.version, chain=None if chains is None else chains[unit],
+                check=trained_form(writer.parameters(unit)), sources=sources.get(unit, ()),
+            )
+            for unit in self._model.units
+        ]  # fmt: skip
+
+    async def _fill(self, writer: CheckpointWriter, wanted: Sequence[Wanted], own: Mapping[Unit, TakeState]) -> None:
+        """Write every unit, those of this process first."""
+        lacking = [one for one in wanted if one.unit not in own or not await _add(writer, one, own[one.unit])]
+        async with aclosing(download(self._pool, self._model.run, lacking, at_once=AT_ONCE)) as snapshots:
+            async for snapshot in snapshots:
+                await asyncio.to_thread(writer.add, snapshot)
 
     async def take(self, unit: Unit, version: int | None) -> UnitSnapshot:
         """A `TakeState` (`swarm/training/state_server.py`) of the newest checkpoint. VersionMismatchError names the version here."""
