@@ -23,7 +23,7 @@ class Reply:
     ids: tensors.WireTensor | None = None
     """[tokens, k] token ids of a payload of the k largest logits, else None."""
     totals: tensors.WireTensor | None = None
-    """[tokens] float32 beside the ids, as `StepSpec.temperature` says, else None."""
+    """[tokens] float32 beside the ids, or [tokens, 2], as `StepSpec.temperature` says, else None."""
     compute_ms: float = 0.0
     """Milliseconds that the step spent computing at the last hop."""
     times: bytes | None = None
@@ -77,6 +77,7 @@ def _totals(received: frame.Frame, shape: tuple[int, ...]) -> tensors.WireTensor
     if received.header.get("totals") is None:
         return None
     totals = tensors.parse(received.header["totals"], received.buffers, 2)
-    if (totals.dtype, totals.shape, totals.codec) != ("float32", shape[:1], "none") or not tensors.is_finite(totals):
+    is_alike = (totals.dtype, totals.codec) == ("float32", "none") and totals.shape in (shape[:1], (*shape[:1], 2))
+    if not is_alike or not tensors.is_finite(totals):
         raise BadRequestError(f"totals must be finite float32 {list(shape[:1])}, got {totals.dtype} {list(totals.shape)}")
     return totals

@@ -54,6 +54,8 @@ class Step:
             header["positions"] = list(self.positions)
         if spec.temperature:
             header["temperature"] = spec.temperature
+        if spec.own:
+            header["own"] = spec.own
         if self.times is not None:
             header["times"] = self.times
         if self.trace:

@@ -92,7 +92,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (COMMANDS, "lets running answers end, for {:g} s at most; then the node leaves", "node/gateway/server.py", "DRAIN_S"),
     (GATEWAY, "and for {:g} s at most, then they get 429", "node/gateway/answers/config.py", "WAIT_S"),
     (GATEWAY, "listed anew every {:g} s", "node/gateway/answers/gateway.py", "LIST_AGAIN_S"),
-    (GATEWAY, "for `top_k` up to {}", "swarm/thin/sampling.py", "MAX_ASKED"),
+    (GATEWAY, "for `top_k` up to {:,}", DEFAULTS, "MAX_TOP"),
     (TRAINING, "M at most {:,}", "protocols/runs.py", "MAX_MICRO_BATCHES"),
     (TRAINING, "{} for each pipeline at most", "swarm/training/window.py", "MOST"),
     (TRAINING, "end after {:g} s of silence", "swarm/training/lease_desk.py", "SILENT_S"),
@@ -100,7 +100,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (TRAINING, "a node keeps {} older version", "node/runs/node_run.py", "OLDER_VERSIONS"),
     (TRAINING, "`--train-share {:g}`", "node/device/scheduler.py", "TRAIN_SHARE"),
     (TRAINING, "so that uploads wait, for {:g} s at most", "swarm/weights/uploader.py", "MAX_DEBT_S"),
-    (COMMANDS, "k logits for `--top-k` up to {}", "swarm/thin/sampling.py", "MAX_ASKED"),
+    (COMMANDS, "k logits for `--top-k` up to {:,}", DEFAULTS, "MAX_TOP"),
     (COMMANDS, "a plain line on stderr after {:g} s", "node/cli/terminal/waiting.py", "SCRIPT_S"),
     (JOIN, "after {:g} s if your client vanishes", DEFAULTS, "RESUME_S"),
 )

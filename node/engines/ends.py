@@ -225,6 +225,8 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     assert count <= logits.shape[-1], "a hop refuses to give more than there are"
     values, ids = logits.topk(count)
+    if not count:
+        return values, ids.to(torch.int32)
     tied = (logits >= values[:, -1:]).sum(-1) > count
     if bool(tied.any()):  # more values reach the last place than there are places
         ordered = logits[tied].sort(descending=True, stable=True)

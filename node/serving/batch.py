@@ -110,9 +110,23 @@ def _answer(chunk: Chunk, found: Tensor, is_shared: bool) -> Output:
 
 
 def _of_logits(spec: StepSpec, logits: Tensor, is_shared: bool) -> Output:
-    if spec.result == "top":
-        logits = own_ends.changed(logits, LogitChanges.parse(spec.changes, logits.shape[-1])) if spec.changes else logits
-        logits = own_ends.allowed(logits, spec.mask) if spec.mask else logits
-        values, ids = own_ends.top(logits, spec.top)
-        return Output(values=values, ids=ids, totals=own_ends.totals(logits, spec.temperature) if spec.temperature else None)
-    return Output(values=logits.clone() if is_shared else logits)
+    if not spec.is_top:
+        return Output(values=logits.clone() if is_shared else logits)
+    made = own_ends.changed(logits, LogitChanges.parse(spec.changes, logits.shape[-1])) if spec.changes else logits
+    made = own_ends.allowed(made, spec.mask) if spec.mask else made
+    values, ids = own_ends.top(made, spec.top)
+    totals = own_ends.totals(made, spec.temperature) if spec.temperature else None
+    if spec.result == "scored":
+        return _scored(spec, logits, values, ids, totals)
+    return Output(values=values, ids=ids, totals=totals)
+
+
+def _scored(spec: StepSpec, logits: Tensor, values: Tensor, ids: Tensor, totals: Tensor | None) -> Output:
+    """With what scores need of the model's own logits [T', V]. values, ids, totals: of those that decide."""
+    own, sums = logits.gather(-1, ids.long()), own_ends.totals(logits, 1.0)
+    largest, named = own_ends.top(logits, spec.own)
+    return Output(
+        values=torch.cat([values, own, largest], dim=-1),
+        ids=torch.cat([ids, ids, named], dim=-1),
+        totals=torch.stack([sums if totals is None else totals, sums], dim=-1),
+    )

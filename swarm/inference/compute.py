@@ -18,8 +18,8 @@ from protocols.inference import PASS_ON, Op, StepSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """What came of a step, on the CPU: values [T', …], their token ids [T', k] where the largest logits were asked for, and totals [T'] as
-    `StepSpec.temperature` says."""
+    """What came of a step, on the CPU: values [T', …], their token ids [T', k] where the largest logits were asked for, and totals [T'] or
+    [T', 2] as `StepSpec.temperature` says."""
 
     values: Tensor
     ids: Tensor | None = None

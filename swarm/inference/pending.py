@@ -30,11 +30,12 @@ class Awaited:
         payload, expected = reply.payload, self.format
         is_alike = (reply.counts, payload.shape[1:], payload.dtype) == (self.counts, (expected.width,), expected.dtype)
         if reply.ids is None or not is_alike:
-            return is_alike and expected.result != "top"
-        if (reply.totals is not None) is not expected.has_totals:
+            return is_alike and not expected.has_ids
+        shape = None if reply.totals is None else reply.totals.shape[1:]
+        if shape != {0: None, 1: (), 2: (2,)}[expected.num_totals]:
             return False
         ids = memoryview(reply.ids.data).cast("i") if reply.ids.num_bytes else ()
-        return expected.result == "top" and all(0 <= token < expected.vocab_size for token in ids)
+        return expected.has_ids and all(0 <= token < expected.vocab_size for token in ids)
 
     def __str__(self) -> str:
         return f"counts {list(self.counts)[:8]} of {self.format.dtype} [{self.format.width}]"

@@ -117,13 +117,13 @@ def _check_pooled(counts: Sequence[int], ends: EndsShape) -> None:
 
 def _check_reply_size(spec: StepSpec, counts: Sequence[int], vocab_size: int) -> None:
     tokens = sum(chunks.kept(spec.want, counts))
-    if tokens > 1 and tokens * vocab_size * 4 > REPLY_BYTES:
+    size = tokens * max(4 * vocab_size, 8 * spec.num_values)
+    if tokens > 1 and size > REPLY_BYTES:
         raise BadRequestError(
-            f"logits of {counted(tokens, 'token')} take {tokens * vocab_size * 4} bytes, "
-            f"a step gets at most {REPLY_BYTES}: ask in smaller steps"
+            f"logits of {counted(tokens, 'token')} take {size} bytes, a step gets at most {REPLY_BYTES}: ask in smaller steps"
         )
-    if spec.top > vocab_size:
-        raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
+    if max(spec.top, spec.own) > vocab_size:
+        raise BadRequestError(f"the {max(spec.top, spec.own)} largest logits were asked for, this model has {vocab_size}")
     if spec.changes:
         LogitChanges.parse(spec.changes, vocab_size)
     if spec.mask and len(spec.mask) != (vocab_size + 7) // 8:

@@ -100,23 +100,30 @@ class StepInput:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyFormat:
     """What the replies to a step hold for each wanted token, or for the sum over them: `width` values of `dtype`, and their token ids if
-    `result` is "top"."""
+    `result` is "top" or "scored"."""
 
     result: str
     width: int
     dtype: str
     vocab_size: int = 0
-    has_totals: bool = False
+    num_totals: int = 0
+    """Of each token, as `StepSpec.temperature` says."""
+
+    @property
+    def has_ids(self) -> bool:
+        return self.result in ("top", "scored")
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one wanted token."""
-        return self.width * (tensors.ITEM_BYTES[self.dtype] + (4 if self.result == "top" else 0))
+        return self.width * (tensors.ITEM_BYTES[self.dtype] + (4 if self.has_ids else 0))
 
     @property
     def limit_wanted(self) -> int | None:
         """How many tokens a prefill chunk may want back. Hidden states have no bound here: the length of the prefill chunk bounds them."""
-        return None if self.result in ("hidden", "pooled") else max(1, REPLY_BYTES // self.token_bytes)
+        if self.result in ("hidden", "pooled"):
+            return None
+        return max(1, REPLY_BYTES // max(self.token_bytes, 4 * self.vocab_size))  # nodes compute all logits in any case
 
 
 def reply_format(given: StepInput, config: SessionConfig, dtype: str | None) -> ReplyFormat:
@@ -132,13 +139,13 @@ def reply_format(given: StepInput, config: SessionConfig, dtype: str | None) -> 
         raise BadRequestError(
             "a session that sends token ids or embeddings needs hidden_size and vocab_size in its SessionConfig"
         )
-    width = {"hidden": hidden_size, "logits": vocab_size, "top": spec.top, "pooled": hidden_size}[spec.result]
-    if spec.top > vocab_size:
-        raise BadRequestError(f"the {spec.top} largest logits were asked for, this model has {vocab_size}")
+    width = {"logits": vocab_size}.get(spec.result) or (spec.num_values if spec.is_top else hidden_size)
+    if max(spec.top, spec.own) > vocab_size:
+        raise BadRequestError(f"the {max(spec.top, spec.own)} largest logits were asked for, this model has {vocab_size}")
     given.check_values(vocab_size)
     return ReplyFormat(
         result=spec.result, width=width, dtype=dtype if spec.result == "hidden" else "float32", vocab_size=vocab_size,
-        has_totals=spec.temperature > 0,
+        num_totals=2 if spec.result == "scored" else int(spec.temperature > 0),
     )  # fmt: skip
 
 
@@ -152,6 +159,6 @@ class StepOutput:
     values: WireTensor
     ids: WireTensor | None = None
     totals: WireTensor | None = None
-    """[T'] as `StepSpec.temperature` says."""
+    """[T'] or [T', 2] as `StepSpec.temperature` says."""
     time: StepTime | None = None
     """How long it took, if a `Session` made it."""

@@ -2,8 +2,8 @@
 
 Feed, pick, continue; with as many tokens at once as a proposer guesses.
 
-A step sends what the hops do not hold yet and gets back just what decides the next token: the largest logit for greedy, a few for
-top-k, all if a penalty or nucleus needs them. A *proposer* may guess how the text goes on: the guesses travel with the step, each
+A step sends what the hops do not hold yet and gets back just what decides the next token: the largest logit for greedy, the
+largest few for a draw, all if these do not decide it. A *proposer* may guess how the text goes on: the guesses travel with the step, each
 position's own choice decides whether its guess was right, and what was wrong is forgotten by the next step. So guessing changes
 how many trips a text takes, never the text.
 """
@@ -19,7 +19,7 @@ from protocols.errors import BadRequestError
 from protocols.inference import Crop, Op, StepSpec
 from protocols.tensors import WireTensor
 from protocols.words import counted
-from swarm.thin.sampling import Chooser, NotEnoughError, Position
+from swarm.thin.sampling import Chooser, NotEnoughError, OwnLogits, Position
 from swarm.timings import Timings
 from swarm.tracing import StepTracer
 
@@ -120,22 +120,26 @@ class TokenSequence:
         del self.held[len(self.held) - tokens :]
 
     async def feed(
-        self, ids: Sequence[int], want: int, top: int, mask: bytes = b"", temperature: float = 0.0, changes: bytes = b""
-    ) -> list[Position]:
+        self, ids: Sequence[int], want: int, top: int, mask: bytes = b"", temperature: float = 0.0, changes: bytes = b"",
+        own: int | None = None,
+    ) -> list[Position]:  # fmt: skip
         """Send tokens; the logits after each of the last `want`: the `top` largest of those that `mask` allows (`StepSpec.mask`).
 
-        If `top` is 0: all, also those that it does not, and as the model gives them. temperature, changes: as `StepSpec` has them.
+        If `top` is 0: all, also those that it does not, and as the model gives them. temperature, changes: as `StepSpec` has them. own: so
+        many of the model's own largest come beside the `top` ones, for scores; None: nothing of them.
         """
         ops = (Crop(self._crop),) if self._crop else ()
         tokens = WireTensor("int32", (len(ids),), "none", struct.pack(f"<{len(ids)}i", *ids))
         spec = StepSpec(kind="ids", want=want, result="top" if top else "logits", top=top)
         if top:
             spec = replace(spec, mask=mask, temperature=temperature, changes=changes)
+        if top and own is not None:
+            spec = replace(spec, result="scored", own=own)
         output = await self.session.step(ops, (len(ids),), tokens, spec)
         self._crop = 0
         self.trips += 1
         self.held += ids
-        return _positions(output, want, bool(top and changes))
+        return _positions(output, want, spec)
 
     async def ask_again(self) -> Position:
         """All logits after the last token, which is computed once more."""
@@ -144,15 +148,25 @@ class TokenSequence:
         return (await self.feed([last], 1, 0))[0]
 
 
-def _positions(output: Output, want: int, is_changed: bool) -> list[Position]:
+def _positions(output: Output, want: int, spec: StepSpec) -> list[Position]:
     values = memoryview(output.values.data).cast("B")
     size = len(values) // want
     if output.ids is None:
         return [Position(values[at * size : (at + 1) * size]) for at in range(want)]
     ids = memoryview(output.ids.data).cast("B")
-    totals = [None] * want if output.totals is None else list(struct.unpack(f"<{want}f", output.totals.data))
+    sums = b"" if output.totals is None else output.totals.data
+    totals = [one[0] for one in struct.iter_unpack("<f", sums)] or [None] * want
     cuts = [slice(at * size, (at + 1) * size) for at in range(want)]
-    return [Position(values[cut], ids[cut], total, is_changed) for cut, total in zip(cuts, totals, strict=True)]
+    if spec.result == "scored":
+        return [_scored(values[cut], ids[cut], totals[2 * at : 2 * at + 2], spec) for at, cut in enumerate(cuts)]
+    return [Position(values[cut], ids[cut], total, bool(spec.changes)) for cut, total in zip(cuts, totals, strict=True)]
+
+
+def _scored(values: memoryview, ids: memoryview, totals: Sequence[float], spec: StepSpec) -> Position:
+    """As `StepSpec` lays out what scores need."""
+    size = 4 * spec.top
+    own = OwnLogits(values[size : 2 * size], values[2 * size :], ids[2 * size :], totals[1])
+    return Position(values[:size], ids[:size], totals[0] if spec.temperature else None, bool(spec.changes), own)
 
 
 async def generate(
@@ -215,10 +229,11 @@ class _Answer:
         vocab_size = self.limits.vocab_size
         changes = b"" if guesses else self.chooser.changes(self.said, self.num_prompt, vocab_size or 0)
         top = self.chooser.asks([*self.said, *guesses], self.num_prompt, bool(changes))
-        top = 0 if vocab_size is not None and top >= vocab_size else top
+        top = 0 if vocab_size is not None and max(top, self.chooser.own or 0) >= vocab_size else top
         self.mask = b"" if self.constraint is None else await self.constraint.mask()
         temperature = self.chooser.temperature_of(bool(changes))
-        return await self.sequence.feed([*new, *guesses], 1 + len(guesses), top, self.mask, temperature, changes)
+        own = self.chooser.own
+        return await self.sequence.feed([*new, *guesses], 1 + len(guesses), top, self.mask, temperature, changes, own)
 
     def pick(self, position: Position) -> int:
         """The token at a position; NotEnoughError if more of its logits are needed."""

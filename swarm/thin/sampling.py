@@ -29,14 +29,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError, shown
-from protocols.logit_changes import LogitChanges
-from protocols.step_spec import EXCLUDED, MAX_TEMPERATURE, MIN_TEMPERATURE
+from protocols.logit_changes import MOST_CHANGE, LogitChanges
+from protocols.step_spec import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MAX_ASKED = 64
-"""Above this top-k, all logits travel instead of the largest."""
+SUPPRESSED = -MOST_CHANGE / 2
+"""A logit below this is of a token that is never picked; what a mask excludes is below `EXCLUDED`, and so below this."""
 
 NUM_LIKELY = 512
 """So many of the largest logits are asked for, if a token is drawn from all: 4 KB."""
@@ -135,6 +135,22 @@ class Logits(Protocol):
         """The node has changed them, as `Chooser.changes` says."""
         ...
 
+    @property
+    def own(self) -> OwnLogits | None:
+        """What scores need, if ids are there and it was asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLogits:
+    """The model's own logits, before changes and masks: of the tokens of a position, in their order; and the largest, with their ids."""
+
+    values: bytes | memoryview
+    top_values: bytes | memoryview
+    top_ids: bytes | memoryview
+    total: float
+    """The logarithm of the sum of exp(logit) over all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -144,10 +160,14 @@ class Position:
     ids: bytes | memoryview | None = None
     total: float | None = None
     is_changed: bool = False
+    own: OwnLogits | None = None
 
 
 class Chooser:
     """One answer's choices; its random state is its own."""
+
+    own: int | None = None
+    """So many of the model's own largest logits are wanted beside those that decide (`StepSpec.own`); None: nothing of its own logits."""
 
     def __init__(self, sampling: TokenSampling) -> None:
         self.sampling = sampling
@@ -170,13 +190,15 @@ class Chooser:
         Empty also if they take more bytes than half of the logits.
         """
         own = self.sampling
-        if own.is_plain or own.suppressed or (self._few and not own.raises) or own.top_k > MAX_ASKED:
+        if own.is_plain or own.top_k > MAX_TOP or self._num_deciding(before, num_prompt):
             return b""
+        bias = dict(one for one in own.bias if one[0] < vocab_size)
+        bias |= {token: -MOST_CHANGE for token in own.suppressed if token < vocab_size}
         counts = Counter(before[num_prompt:]) if own.counts_answer else Counter[int]()
         packed = LogitChanges(
             penalty=own.repetition_penalty,
             repeated=tuple(sorted(set(before))) if own.repetition_penalty != 1 else (),
-            bias=tuple(one for one in own.bias if one[0] < vocab_size),
+            bias=tuple(bias.items()),
             less=tuple((token, own.presence_penalty + own.frequency_penalty * count) for token, count in counts.items()),
         )
         return packed.pack() if packed.num_bytes <= 2 * vocab_size and packed.may_travel else b""
@@ -184,7 +206,14 @@ class Chooser:
     @property
     def _few(self) -> int:
         """So many of the largest decide, if no logit is changed; 0 = all do."""
-        return 1 if self.sampling.is_greedy else self.sampling.top_k if self.sampling.top_k <= MAX_ASKED else 0
+        return 1 if self.sampling.is_greedy else self.sampling.top_k if self.sampling.top_k <= MAX_TOP else 0
+
+    def _num_deciding(self, before: Sequence[int], num_prompt: int) -> int:
+        """So many of the model's own largest logits decide, which the client changes; 0 = more than a step may ask for, or all."""
+        if not self._few or self.sampling.raises:
+            return 0
+        asked = self._few + len(self._lowered(before, num_prompt))
+        return asked if asked <= MAX_TOP else 0
 
     def asks(self, before: Sequence[int], num_prompt: int = 0, is_changed: bool = False) -> int:
         """How many of the largest logits decide the token after `before`; 0 = all are needed. Its first `num_prompt` are the prompt's.
@@ -193,11 +222,7 @@ class Chooser:
         """
         if self.temperature_of(is_changed):
             return NUM_LIKELY
-        sampling, few = self.sampling, self._few
-        if is_changed or not few or sampling.raises:
-            return few if is_changed else 0
-        asked = few + len(self._lowered(before, num_prompt))
-        return asked if asked <= MAX_TOP else 0
+        return self._few if is_changed else self._num_deciding(before, num_prompt)
 
     def choose(self, logits: Logits, before: Sequence[int], num_prompt: int = 0, mask: bytes = b"") -> int:
         """The next token. before: every token so far, of which the first `num_prompt` are the prompt's. mask: as `StepSpec.mask`.
@@ -208,11 +233,11 @@ class Chooser:
             (first,) = struct.unpack_from("<i", logits.ids)
             return int(first)
         values_k, ids_k = self._candidates(logits, before, num_prompt, mask)
-        if mask and (not len(ids_k) or values_k[0] <= EXCLUDED):
+        if mask and (not len(ids_k) or values_k[0] <= SUPPRESSED):
             raise BadRequestError("no token may come next: the form that was asked for allows none, or a node must upgrade")
         if self.sampling.is_greedy:
             return int(ids_k[0])
-        return self._draw(values_k, ids_k, logits.total)
+        return self._draw(values_k, ids_k, None if self.sampling.top_k else logits.total)
 
     def _lowered(self, before: Sequence[int], num_prompt: int) -> set[int]:
         """Tokens whose logits may become smaller."""

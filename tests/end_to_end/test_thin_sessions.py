@@ -23,6 +23,7 @@ from protocols.inference import WANT_ALL, Crop, Rows, StepSpec
 from protocols.units import ENDS
 from swarm.inference.compute import EndsShape
 from swarm.inference.process_step import _check_pooled
+from swarm.inference.requests import SessionConfig, StepInput, reply_format
 from swarm.inference.session import Session
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
@@ -224,6 +225,15 @@ def test_the_largest_of_what_a_mask_allows_come_with_the_sum_over_that(swarms: S
         await session.close()
 
     swarm.run(talk())
+
+
+def test_a_step_of_guesses_is_cut_as_nodes_count_logits() -> None:
+    """A node computes all logits of what is wanted, and takes no step with more than REPLY_BYTES of them."""
+    config = SessionConfig(hidden_size=8, vocab_size=150_000)
+    tokens = compression.pack(torch.ones(17, dtype=torch.int32))
+    for spec in StepSpec(kind="ids", want=17, result="top", top=1), StepSpec(kind="ids", want=17, result="scored", top=1, own=5):
+        limit = reply_format(StepInput(counts=(17,), tokens=tokens, spec=spec, positions=None), config, "float32").limit_wanted
+        assert limit is not None and limit * 150_000 * 4 <= REPLY_BYTES < (limit + 1) * 150_000 * 4
 
 
 @pytest.mark.parametrize("swarms", ["llama", "gpt2"], indirect=True)

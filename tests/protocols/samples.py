@@ -211,6 +211,14 @@ SAMPLES: dict[str, Any] = {
         payload=tensors.WireTensor("int32", (1,), "none", bytes(4)),
         spec=inference.StepSpec(want=1, kind="ids", result="top", top=2, temperature=0.5),
     ),
+    "step of scores": inference.Step(
+        session=SESSION,
+        epoch=1,
+        step=7,
+        counts=(1,),
+        payload=tensors.WireTensor("int32", (1,), "none", bytes(4)),
+        spec=inference.StepSpec(want=1, kind="ids", result="scored", top=2, own=5, temperature=0.5),
+    ),
     "step with times": inference.Step(
         session=SESSION,
         epoch=1,
@@ -248,6 +256,15 @@ SAMPLES: dict[str, Any] = {
         payload=HIDDEN,
         ids=IDS,
         totals=tensors.WireTensor("float32", (3,), "none", bytes(12)),
+    ),
+    "reply with scores": inference.Reply(
+        session=SESSION,
+        epoch=1,
+        step=7,
+        counts=(3,),
+        payload=HIDDEN,
+        ids=IDS,
+        totals=tensors.WireTensor("float32", (3, 2), "none", bytes(24)),
     ),
     "pass": training.Pass(
         run=MODEL, version=7, index=5, route=ROUTE, skip=(EMBED, Part.block(1)), payload=IDS, labels=IDS, positions=IDS,
@@ -501,7 +518,15 @@ def step_messages(draw: st.DrawFn) -> inference.Step:
             want=draw(st.integers(-1, 65_536)),
             kind=draw(st.sampled_from(inference.KINDS)),
             **draw(
-                st.sampled_from([{"result": "hidden"}, {"result": "logits"}, {"result": "top", "top": 7}, {"result": "pooled"}])
+                st.sampled_from(
+                    [
+                        {"result": "hidden"},
+                        {"result": "logits"},
+                        {"result": "top", "top": 7},
+                        {"result": "pooled"},
+                        {"result": "scored", "top": 7, "own": 3},
+                    ]
+                )
             ),
             priority=draw(st.integers(-100, 100)),
         ),

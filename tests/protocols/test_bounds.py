@@ -243,7 +243,9 @@ LARGEST: dict[str, Callable[[], Any]] = {
         budget_ms=86_400_000,
         times=bytes(MAX_TIMES_BYTES),
         trace=bytes(inference.TRACE_BYTES),
-        spec=inference.StepSpec(want=4_096, result="top", top=1_024, mask=bytes(MAX_MASK_BYTES), changes=bytes(MAX_CHANGES_BYTES)),
+        spec=inference.StepSpec(
+            want=4_096, result="scored", top=1_024, own=1_024, mask=bytes(MAX_MASK_BYTES), changes=bytes(MAX_CHANGES_BYTES)
+        ),
     ),
     "history": lambda: inference.History(**HEADER, **TOKENS, base=1 << 40, part=(1 << 20) - 1, parts=1 << 20),
     "close": lambda: inference.Close(session=SESSION, keep_s=3_600),
@@ -259,7 +261,7 @@ LARGEST: dict[str, Callable[[], Any]] = {
         counts=COUNTS,
         payload=empty(MAX_STEP_TOKENS),
         ids=tensors.WireTensor("int32", (MAX_STEP_TOKENS, 0, 1 << 24, 1 << 24), "none", b""),
-        totals=tensors.WireTensor("float32", (MAX_STEP_TOKENS,), "none", bytes(4 * MAX_STEP_TOKENS)),
+        totals=tensors.WireTensor("float32", (MAX_STEP_TOKENS, 2), "none", bytes(8 * MAX_STEP_TOKENS)),
         compute_ms=1e9,
         times=bytes(MAX_TIMES_BYTES),
     ),

@@ -24,7 +24,7 @@ from transformers import (
 
 from protocols.defaults import MAX_TOP
 from protocols.errors import BadRequestError
-from swarm.thin.sampling import MAX_ASKED, NUM_LIKELY, Chooser, NotEnoughError, Position, TokenSampling
+from swarm.thin.sampling import NUM_LIKELY, Chooser, NotEnoughError, Position, TokenSampling
 from swarm.thin.scoring import ScoringChooser
 
 BEFORE = [3, 9, 9, 40]
@@ -149,10 +149,11 @@ def test_a_draw_from_all_needs_the_largest_and_the_sum_of_all(settings: dict[str
     assert len(found) > 1 and (num_again in (0, 300) if is_cut else 0 < num_again < 100), "where it is cut is known, or not"
 
 
-def test_what_changes_single_logits_needs_them_all() -> None:
-    for settings in ({"repetition_penalty": 1.1}, {"bias": ((3, -1.0),)}, {"suppressed": (4,)}, {"top_k": 100}):
+def test_what_changes_single_logits_needs_them_all_or_changes_at_the_last_hop() -> None:
+    for settings in ({"repetition_penalty": 1.1}, {"bias": ((3, -1.0),)}, {"suppressed": (4,)}):
         chooser = Chooser(TokenSampling(**{"temperature": 1.0, **settings}))
         assert not chooser.temperature and not chooser.asks(BEFORE), settings
+        assert chooser.changes(BEFORE, 1, 6000) and chooser.asks(BEFORE, 1, True) == NUM_LIKELY
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -202,7 +203,7 @@ def test_a_mask_that_allows_nothing_is_refused() -> None:
 def test_what_needs_all_logits_asks_for_all() -> None:
     few = {"temperature": 1.0, "top_k": 5}
     for settings in (
-        {"temperature": 1.0, "top_k": MAX_ASKED + 1},
+        {"temperature": 1.0, "top_k": MAX_TOP + 1},
         {"temperature": 1.0, "top_p": 0.5, "suppressed": (4,)},
         few | {"repetition_penalty": 0.9},
         few | {"presence_penalty": -0.1},
@@ -212,10 +213,11 @@ def test_what_needs_all_logits_asks_for_all() -> None:
         assert Chooser(TokenSampling(**settings)).asks([1, 2]) == 0, settings
     assert Chooser(TokenSampling(repetition_penalty=1.1)).asks(range(MAX_TOP)) == 0  # more than a step may ask for
     assert Chooser(TokenSampling(repetition_penalty=1.1)).asks(range(MAX_TOP - 1)) == MAX_TOP
+    assert Chooser(TokenSampling(temperature=1.0, top_k=MAX_TOP)).asks([1, 2]) == MAX_TOP
 
 
 def test_scores_are_the_log_probabilities_of_the_model() -> None:
-    chooser = ScoringChooser(TokenSampling(repetition_penalty=1.7, suppressed=(int(LOGITS.argmax()),)), 4)
+    chooser = ScoringChooser(TokenSampling(repetition_penalty=0.7, suppressed=(int(LOGITS.argmax()),)), 4)
     expected = LOGITS.double().log_softmax(-1)
     token = chooser.choose(all_of(LOGITS), BEFORE)
     assert chooser.asks(BEFORE) == 0 and chooser.last is not None and chooser.last.token == token != int(LOGITS.argmax())
@@ -244,7 +246,7 @@ def test_what_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize("num_top", [0, 1, 4])
 def test_scores_of_the_likeliest_token_need_the_largest_and_the_sum(num_top: int) -> None:
     few, all_ = ScoringChooser(TokenSampling(), num_top), ScoringChooser(TokenSampling(), num_top, is_masked=True)
-    assert few.asks(BEFORE) == max(1, num_top) and few.temperature == 1.0 and all_.asks(BEFORE) == 0 == all_.temperature
+    assert few.asks(BEFORE) == max(1, num_top) and few.temperature == 1.0 and few.own is None and all_.own == num_top
     largest = replace(top_of(LOGITS, few.asks(BEFORE)), total=float(LOGITS.double().logsumexp(-1)))
     assert few.choose(largest, BEFORE) == all_.choose(all_of(LOGITS), BEFORE)
     assert few.last is not None and all_.last is not None and few.last.token == all_.last.token
@@ -252,11 +254,11 @@ def test_scores_of_the_likeliest_token_need_the_largest_and_the_sum(num_top: int
     assert [token for token, _ in few.last.top] == [token for token, _ in all_.last.top]
 
 
-@pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}], ids=str)
-def test_scores_of_a_draw_at_temperature_1_need_the_largest_and_the_sum(settings: dict[str, Any]) -> None:
-    sampling = TokenSampling(temperature=1.0, seed=3, **settings)
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 5}, {"top_k": 9, "temperature": 0.6}], ids=str)
+def test_scores_of_a_draw_as_the_model_gives_it_need_the_largest_and_the_sum(settings: dict[str, Any]) -> None:
+    sampling = TokenSampling(**{"temperature": 1.0, "seed": 3, **settings})
     few, all_ = ScoringChooser(sampling, 4), ScoringChooser(sampling, 4, is_masked=True)
-    assert few.asks(BEFORE) == NUM_LIKELY and few.temperature == 1.0
+    assert few.asks(BEFORE) == settings.get("top_k", NUM_LIKELY) and few.temperature == 1.0 and few.own is None
     largest = replace(top_of(LOGITS, 40), total=float(LOGITS.double().logsumexp(-1)))
     for _ in range(100):
         try:
@@ -267,5 +269,5 @@ def test_scores_of_a_draw_at_temperature_1_need_the_largest_and_the_sum(settings
         assert few.last is not None and all_.last is not None
         assert few.last.logprob == pytest.approx(all_.last.logprob, abs=1e-6)
         assert [one for one, _ in few.last.top] == [one for one, _ in all_.last.top]
-    for other in ({"temperature": 0.5}, {"temperature": 1.0, "top_k": 3}, {"temperature": 1.0, "presence_penalty": 1.0}):
-        assert not ScoringChooser(TokenSampling(**other), 4).asks(BEFORE)
+    for other in ({"temperature": 0.5}, {"temperature": 1.0, "presence_penalty": 1.0}, {"bias": ((3, -1.0),)}):
+        assert ScoringChooser(TokenSampling(**other), 4).own == 4, "its own logits are wanted beside those that decide"
