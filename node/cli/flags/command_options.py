@@ -195,7 +195,7 @@ class Hosting(BlockOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HttpOptions:
-    """Of what a gateway listens for, and shows."""
+    """Of a gateway's HTTP server and its page."""
 
     port: options.Port = 8000
     host: options.Host = "127.0.0.1"

@@ -63,7 +63,10 @@ def new(given: Path | None, data_dir: Path | None, *, is_json: bool) -> None:
 
 
 def run(node: str, action: str, flags: OperatorOptions, *, is_json: bool, peer: str | None = None, seconds: int = 0) -> None:
-    """Order it, and print what was done. Errors as of `swarm.peer.operator.give`; ConfigError if no node, or several, go by `node`."""
+    """Order it, and print what was done.
+
+    Errors as of `swarm.peer.operator.give`; ConfigError if no node is called `node`, or several are.
+    """
     order = Order(action=action, peer=None if peer is None else parse_peer_id(peer), seconds=seconds)
     key = key_file(flags.operator_key, flags.data_dir)
     operator.read(key)
