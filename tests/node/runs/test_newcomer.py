@@ -18,7 +18,7 @@ from tests.node.training.run_nodes import RunNode, running
 from tests.node.training.toy_run import batch
 
 STEPS = 200
-DRAW_S = 0.06
+DRAW_S = 0.03
 """A version lasts 12 of these and more, by two at once."""
 
 
@@ -48,7 +48,7 @@ async def test_a_newcomer_takes_part_though_the_run_steps_while_it_fetches(tmp_p
             return await take(unit, version)
 
         first.runs.states.add(RUN, slow_take)
-        training = asyncio.create_task(trainer.train(STEPS))
+        training = asyncio.create_task(trainer.train(STEPS, within_s=100))
         await until(lambda: first.units.version >= 1)
         newcomer = RunNode(RUN, spec_of(STEPS), stage(), NUM_BLOCKS, trainer.folder)
         nodes.append(newcomer)
