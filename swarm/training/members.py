@@ -38,6 +38,9 @@ HOLDERS = frozenset(("stage", "keeper"))
 STATUS_S = 3.0
 """Seconds in which a stage has to say how far it is."""
 
+FROZEN_S = 1.0
+"""If a deadline is noticed so late, this process was stopped or had no processor. The answer may be here: the stage is asked once more."""
+
 RECORDS_S = 2.0
 """Age in seconds from which on `look` reads the directory anew: a look-up in the DHT takes longer than asking the stages."""
 
@@ -266,9 +269,10 @@ class Members:
             self._records, self._read_s = [record for record in found if record.peer != self._me], now_s
         return self._records
 
-    async def _ask(self, record: PeerRecord) -> RunStatus | None:
+    async def _ask(self, record: PeerRecord, *, is_again: bool = False) -> RunStatus | None:
         if self._silences.is_silent(record):
             return None
+        asked_s = self._clock.now_s()
         try:
             async with asyncio.timeout(STATUS_S):
                 channel = await self.pool.channel(record.peer, record.addresses, record.certificate)
@@ -277,6 +281,8 @@ class Members:
                 return found
         except (SwarmError, TimeoutError) as error:
             if isinstance(error, TimeoutError | DeadlineError):
+                if self._clock.now_s() - asked_s >= STATUS_S + FROZEN_S and not is_again:
+                    return await self._ask(record, is_again=True)
                 self._silences.note(record)
             log.info("stage %s of %s does not say how far it is: %s", short_peer(record.peer), self.run.name, error)
             return None

@@ -69,10 +69,12 @@ def test_a_node_pauses_by_key_and_signal_while_the_run_goes_on_and_loses_nothing
             assert ben.end() == 0
             assert anna.end(signal.SIGINT) == 0
             anna.hear()
+            trainer.hear()
         finally:
             ben.close()
+    print("\n".join(["anna:", *anna.lines, "trainer:", *trainer.lines, "ben:", ben.shown]))
     ours, theirs = given("\n".join(anna.lines)), given(ben.shown)
-    assert (ours[2], theirs[2]) == (STEPS, STEPS), ("both step through every version", anna.lines, ben.shown)
+    assert (ours[2], theirs[2]) == (STEPS, STEPS), "both step through every version"
     assert ours[0] + theirs[0] == STEPS * MICRO_BATCHES, "each micro-batch is in one sum, none was lost or done twice"
     assert ours[1] + theirs[1] == STEPS * MICRO_BATCHES * 128
     assert 0 < theirs[0] <= (STEPS - PAUSED) * MICRO_BATCHES

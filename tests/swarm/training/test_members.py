@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from protocols import services
+from protocols.errors import DeadlineError
 from protocols.identity import from_seed
 from protocols.ids import ModelId
 from protocols.parts_of_units import parts_of
@@ -18,7 +19,7 @@ from protocols.run_status import RunStatus, UnitStatus
 from protocols.units import Blocks, Unit
 from swarm.clock import Clock
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
-from swarm.training.members import RECORDS_S, Members
+from swarm.training.members import FROZEN_S, RECORDS_S, STATUS_S, Members
 
 RUN = ModelId("toy", "ab" * 32)
 
@@ -29,6 +30,8 @@ class OneStage:
 
     units: tuple[Unit, ...] = (Blocks(0, 1),)
     num_read: int = 0
+    late_s: list[float] = field(default_factory=list)
+    """By the trainer's clock: the first questions are answered so late, after their deadline."""
     now_s: float = 0.0
     peers: tuple[PeerRecord, ...] = field(default=())
 
@@ -37,6 +40,9 @@ class OneStage:
         return SimpleNamespace(peers=self.peers)
 
     async def status(self, request: bytes, call: Call) -> bytes:
+        if self.late_s:
+            self.now_s += self.late_s.pop(0)
+            raise DeadlineError("too late")
         units = tuple(
             UnitStatus(unit=unit, version=3, chain=bytes(32), ledger=dict.fromkeys(parts_of(unit), 0)) for unit in self.units
         )
@@ -88,3 +94,21 @@ async def test_a_peer_does_not_call_itself(stage: tuple[OneStage, Members]) -> N
     (known,) = await others.look()
     members = Members(RUN, one, others.pool, me=known.peer)
     assert not await members.look() and not await members.look_at_all()
+
+
+async def test_a_stage_that_does_not_answer_in_time_is_left_out(stage: tuple[OneStage, Members]) -> None:
+    one, members = stage
+    one.late_s = [STATUS_S]
+    assert not await members.look() and not await members.look(), "nor asked again at once"
+    one.now_s += STATUS_S
+    assert len(await members.look()) == 1
+
+
+async def test_a_trainer_that_was_stopped_itself_asks_again(stage: tuple[OneStage, Members]) -> None:
+    """After SIGSTOP and SIGCONT, or with no processor for a while, every deadline has passed; the stages are not to blame."""
+    one, members = stage
+    one.late_s = [STATUS_S + FROZEN_S]
+    assert len(await members.look()) == 1
+    one.late_s = [2 * STATUS_S, 2 * STATUS_S, 0.0]
+    assert not await members.look(), "once only"
+    assert len(one.late_s) == 1
