@@ -39,7 +39,7 @@ async def test_silent_addresses_cost_their_turn_not_their_timeout() -> None:
         async with running() as here:
             started_s = time.monotonic()
             channel = await here.pool.channel(SERVER.peer_id, (*silent_ones, here.address), here.certificate.der)
-            assert time.monotonic() - started_s < 3.5, "one after the other they would have cost 20 s"
+            assert time.monotonic() - started_s < 10, "one after the other they would have cost 20 s"
             assert channel.is_connected and here.pool.is_connected(SERVER.peer_id)
             assert not here.pool.is_connected(CALLER.peer_id)
 

@@ -25,7 +25,7 @@ from tests.node.gateway.processes.toy_gateway import checkpoint_with_long_contex
 
 CARD = "section[aria-label='Operator']"
 BANNED = from_seed(b"b" * 32).peer_id
-SOON_S = 15.0
+SOON_S = 30.0
 
 
 @dataclass

@@ -15,6 +15,9 @@ from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
 from tests.node.cli.conftest import process_as_before as process_as_before
 
+LIMIT_S = 120.0
+"""Of one request: none takes so long, however busy the machine is."""
+
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'system' and m.content == 'no' %}{{ raise_exception('no system here') }}{% endif %}"
     "{{ m.role[:1] }}:{{ m.content }};{% endfor %}a:"
@@ -42,7 +45,7 @@ class GatewaySwarm:
 
     @property
     def client(self) -> OpenAI:
-        return OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=60)
+        return OpenAI(base_url=self.url, api_key="none", max_retries=0, timeout=LIMIT_S)
 
 
 @pytest.fixture(scope="package")

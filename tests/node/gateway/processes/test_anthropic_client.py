@@ -9,7 +9,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.node.gateway.processes.conftest import GatewaySwarm
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm
 from tests.node.gateway.processes.test_errors import send
 from tests.node.gateway.processes.test_openai_client import NEW, generated
 
@@ -20,7 +20,7 @@ BODY: dict[str, Any] = {"model": "tiny", "messages": [USER], "max_tokens": 3}
 
 @pytest.fixture(scope="module")
 def client(swarm: GatewaySwarm) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=swarm.url.removesuffix("/v1"), api_key="any", max_retries=0, timeout=60) as made:
+    with anthropic.Anthropic(base_url=swarm.url.removesuffix("/v1"), api_key="any", max_retries=0, timeout=LIMIT_S) as made:
         yield made
 
 

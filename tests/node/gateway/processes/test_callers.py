@@ -18,6 +18,7 @@ from node import api_keys
 from node.gateway.answers.gateway import Gateway
 from swarm import files
 from tests.end_to_end.wire import WireSwarm
+from tests.node.gateway.processes.conftest import LIMIT_S
 from tests.node.gateway.processes.test_hanging_up import LONG, all_is_free, post
 from tests.node.gateway.processes.test_hanging_up import swarm as swarm
 from tests.node.gateway.processes.toy_gateway import toy_gateway
@@ -46,7 +47,7 @@ def serving(swarm: WireSwarm, work: Callable[[Gateway, httpx.AsyncClient], Await
 
 @contextlib.asynccontextmanager
 async def client_of(port: int) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=LIMIT_S) as client:
         yield client
 
 

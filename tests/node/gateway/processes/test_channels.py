@@ -17,6 +17,7 @@ from anthropic import Anthropic
 from openai import BadRequestError, OpenAI
 
 from tests.end_to_end.wire import WireSwarm
+from tests.node.gateway.processes.conftest import LIMIT_S
 from tests.node.gateway.processes.test_tools import TOOL, USER, make_speaker
 from tests.node.gateway.processes.toy_gateway import toy_gateway
 
@@ -45,7 +46,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
 def with_client(swarm: WireSwarm, work: Callable[[OpenAI], None]) -> None:
     async def run() -> None:
         async with toy_gateway(swarm) as (_, port):
-            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30) as client:
+            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=LIMIT_S) as client:
                 await asyncio.to_thread(work, client)
 
     swarm.run(run())
@@ -117,7 +118,7 @@ def test_other_apis_tell_thoughts_from_text(swarm: WireSwarm) -> None:
             model="tiny", input="And?", tools=[{"type": "function", **TOOL["function"], "strict": False}]
         )
         assert [item.type for item in made.output] == ["function_call"]
-        with Anthropic(base_url=url, api_key="none", max_retries=0, timeout=30) as other:
+        with Anthropic(base_url=url, api_key="none", max_retries=0, timeout=LIMIT_S) as other:
             offered: Any = {"name": "add", "input_schema": TOOL["function"]["parameters"]}
             asked: Any = {"model": "tiny", "max_tokens": 50, "messages": [USER], "tools": [offered]}
             assert [block.type for block in other.messages.create(**asked).content] == ["tool_use"]

@@ -11,7 +11,7 @@ from langchain_openai import OpenAIEmbeddings
 from openai import BadRequestError, NotFoundError
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from tests.node.gateway.processes.conftest import GatewaySwarm
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm
 
 TEXTS = ["Hello", "Zürich", "A list is a sequence of values. "]
 
@@ -51,7 +51,7 @@ def test_langchain_gets_them(swarm: GatewaySwarm, expected: np.ndarray) -> None:
 
 
 def test_ollamas_client_gets_them(swarm: GatewaySwarm, expected: np.ndarray) -> None:  # type: ignore[type-arg]
-    client = ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=30)
+    client = ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=LIMIT_S)
     made = client.embed("tiny:latest", TEXTS)
     assert np.allclose(made.embeddings, expected, atol=1e-5)
     assert made.prompt_eval_count == sum(map(len, token_ids(swarm))) and made.total_duration
@@ -66,7 +66,7 @@ def test_many_texts_at_once(swarm: GatewaySwarm, expected: np.ndarray) -> None: 
 
 
 def test_a_text_that_is_too_long_is_refused_or_cut(swarm: GatewaySwarm) -> None:
-    client = ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=30)
+    client = ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=LIMIT_S)
     limit = AutoModel.from_pretrained(swarm.checkpoint).config.max_position_embeddings
     long = "x" * (limit + 1)
     with pytest.raises(BadRequestError, match=f"this model's limit is {limit}"):
@@ -92,7 +92,7 @@ def test_a_text_that_is_too_long_is_refused_or_cut(swarm: GatewaySwarm) -> None:
     ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_be_embedded_is_refused_by_name(swarm: GatewaySwarm, fields: dict[str, object], words: str) -> None:
-    made = httpx.post(f"{swarm.url}/embeddings", json={"model": "tiny", "input": "x", **fields}, timeout=30)
+    made = httpx.post(f"{swarm.url}/embeddings", json={"model": "tiny", "input": "x", **fields}, timeout=LIMIT_S)
     assert made.status_code == 400 and words in made.json()["error"]["message"], made.text
 
 

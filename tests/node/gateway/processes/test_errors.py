@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.node.gateway.processes.conftest import GatewaySwarm
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm
 
 CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3}
 TEXT: dict[str, Any] = {"model": "tiny", "prompt": "hi", "max_tokens": 3}
@@ -19,7 +19,7 @@ def send(
     swarm: GatewaySwarm, path: str, body: bytes | None, method: str = "POST", **headers: str
 ) -> tuple[int, dict[str, str], Any]:
     """(status, headers, JSON) as `curl` would get them."""
-    connection = http.client.HTTPConnection(urlsplit(swarm.url).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(swarm.url).netloc, timeout=LIMIT_S)
     connection.request(method, path, body, {"Content-Type": "application/json", **headers})
     response = connection.getresponse()
     found = response.read()

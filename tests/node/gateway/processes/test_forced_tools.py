@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.end_to_end.local_swarm import make_llama
 from tests.end_to_end.wire import WireSwarm
 from tests.families import add_byte_tokenizer
+from tests.node.gateway.processes.conftest import LIMIT_S
 from tests.node.gateway.processes.toy_gateway import toy_gateway
 
 TEMPLATE = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}<tool_call>{% endif %}:"
@@ -80,7 +81,7 @@ def make_swarm(folder: Path, template: str, words: Sequence[str], special: Seque
 def with_client(swarm: WireSwarm, work: Callable[[OpenAI], None]) -> None:
     async def run() -> None:
         async with toy_gateway(swarm) as (_, port):
-            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30) as client:
+            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=LIMIT_S) as client:
                 await asyncio.to_thread(work, client)
 
     swarm.run(run())
@@ -255,7 +256,9 @@ def test_anthropics_client_forces_tools(swarm: WireSwarm) -> None:
     tools: Any = [{"name": "weather", "input_schema": PLACE, "strict": True}, {"name": "time", "input_schema": NOTHING}]
 
     def work(openai: OpenAI) -> None:
-        with Anthropic(base_url=str(openai.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=30) as client:
+        with Anthropic(
+            base_url=str(openai.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=LIMIT_S
+        ) as client:
 
             def use(**choice: Any) -> Any:
                 more: Any = {"seed": 3, "temperature": 1.0}
@@ -279,7 +282,9 @@ def test_anthropics_client_forces_tools(swarm: WireSwarm) -> None:
 
 def test_anthropics_client_gets_answers_of_a_schema(swarm: WireSwarm) -> None:
     def work(openai: OpenAI) -> None:
-        with Anthropic(base_url=str(openai.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=30) as client:
+        with Anthropic(
+            base_url=str(openai.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=LIMIT_S
+        ) as client:
             given: Any = {"model": "tiny", "max_tokens": 200, "messages": [{"role": "user", "content": "And?"}]}
             made = client.messages.parse(**given, output_format=Weather)
             assert isinstance(made.parsed_output, Weather)

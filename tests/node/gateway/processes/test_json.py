@@ -9,7 +9,7 @@ import ollama
 import pytest
 from openai import BadRequestError
 
-from tests.node.gateway.processes.conftest import GatewaySwarm
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm
 
 PERSON = {
     "type": "object",
@@ -71,7 +71,7 @@ def test_any_object_is_one(swarm: GatewaySwarm) -> None:
 
 
 def test_ollamas_client_gets_json(swarm: GatewaySwarm) -> None:
-    client = ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=30)
+    client = ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=LIMIT_S)
     for made in (
         client.chat("tiny", [USER], format=PERSON, options=FEW),
         client.generate("tiny", "who?", format=PERSON, options=FEW),

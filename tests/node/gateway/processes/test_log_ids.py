@@ -14,7 +14,7 @@ import pytest
 
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
-from tests.node.gateway.processes.conftest import GatewaySwarm, serve
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm, serve
 
 Processes = tuple[NodeProcess, NodeProcess, NodeProcess]
 
@@ -40,7 +40,7 @@ def asked(gateway: NodeProcess, path: str, body: dict[str, object]) -> tuple[int
     data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
     request = urllib.request.Request(gateway.said["address"] + path, data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             return answer.status, answer.headers["x-request-id"], json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, error.headers["x-request-id"], json.load(error)

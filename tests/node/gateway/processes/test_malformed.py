@@ -23,7 +23,7 @@ from node.gateway.openai.chat import ChatBody
 from node.gateway.openai.completions import CompletionBody
 from node.gateway.openai.embeddings import EmbeddingsBody
 from node.gateway.openai.responses import ResponsesBody
-from tests.node.gateway.processes.conftest import GatewaySwarm
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 LEAVES |= st.sampled_from(["tiny", "user", "text", "tool", "tool_use", "tool_result", "function", 1, 0.5, -1, 2**64])
@@ -63,7 +63,7 @@ def requests(draw: st.DrawFn) -> tuple[str, bytes]:
 
 
 def test_no_request_is_answered_with_a_fault(swarm: GatewaySwarm) -> None:
-    connection = http.client.HTTPConnection(urlsplit(swarm.url).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(swarm.url).netloc, timeout=LIMIT_S)
     statuses = set[tuple[str, int]]()
 
     @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None)

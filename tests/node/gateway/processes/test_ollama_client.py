@@ -10,7 +10,7 @@ from typing import Any
 import ollama
 import pytest
 
-from tests.node.gateway.processes.conftest import GatewaySwarm
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm
 from tests.node.gateway.processes.test_errors import send
 from tests.node.gateway.processes.test_openai_client import NEW, PROMPT, generated
 
@@ -21,7 +21,7 @@ LIMIT = {"num_predict": NEW}
 
 @pytest.fixture(scope="module")
 def client(swarm: GatewaySwarm) -> ollama.Client:
-    return ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=60)
+    return ollama.Client(host=swarm.url.removesuffix("/v1"), timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize(

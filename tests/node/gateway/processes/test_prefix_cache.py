@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from swarm.thin.model import ThinModel
 from tests.end_to_end.wire import WireSwarm
 from tests.families import add_byte_tokenizer, make_checkpoint
+from tests.node.gateway.processes.conftest import LIMIT_S
 from tests.node.gateway.processes.toy_gateway import ToyConfig, toy_gateway
 from tests.swarm.inference.toy import until
 
@@ -83,7 +84,7 @@ class Counted:
         async def run() -> None:
             async with (
                 toy_gateway(self.toys, has_cache=True, **settings) as (_, port),
-                AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=60) as client,
+                AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=LIMIT_S) as client,
             ):
                 await work(client)
 

@@ -19,7 +19,7 @@ from openai import APIStatusError, OpenAI
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ROOT, ForkServer
 from tests.node.cli.test_commands import NOBODY, run
-from tests.node.gateway.processes.conftest import GatewaySwarm, serve
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm, serve
 from tests.node.gateway.processes.test_openai_client import NEW, PROMPT, generated
 
 SERVE = (
@@ -38,7 +38,7 @@ def pool(tmp_path: Path, fork_server: ForkServer) -> Iterator[ProcessPool]:
 
 
 def client_of(gateway: NodeProcess) -> OpenAI:
-    return OpenAI(base_url=gateway.said["address"], api_key="none", max_retries=0, timeout=60)
+    return OpenAI(base_url=gateway.said["address"], api_key="none", max_retries=0, timeout=LIMIT_S)
 
 
 def test_a_gateway_loads_no_torch_and_fetches_no_weights(swarm: GatewaySwarm, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_gateway_loads_no_torch_and_fetches_no_weights(swarm: GatewaySwarm, tm
                 made: Any = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=3, **fields)  # type: ignore[call-overload]
                 assert made.usage.completion_tokens == 3
             process.send_signal(signal.SIGINT)
-            assert process.communicate(timeout=20)[0] == "heavy:\n"
+            assert process.communicate(timeout=LIMIT_S)[0] == "heavy:\n"
         finally:
             process.kill()
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -68,7 +68,7 @@ def test_with_a_key_other_machines_may_ask_and_a_key_can_be_added_meanwhile(swar
     port = gateway.said["address"].rpartition(":")[2]
     second = run("keys", "add", "second", *data)[1].strip()
     for key, status in ((first, 200), (first, 429), (second, 200), ("none", 401), (first + "x", 401)):
-        client = OpenAI(base_url=f"http://127.0.0.3:{port}", api_key=key, max_retries=0, timeout=60)
+        client = OpenAI(base_url=f"http://127.0.0.3:{port}", api_key=key, max_retries=0, timeout=LIMIT_S)
         try:
             made = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=NEW)
             assert (made.choices[0].text, status) == (generated(swarm), 200)
@@ -127,7 +127,7 @@ def test_before_the_swarm_is_there_the_gateway_says_so_and_waits(swarm: GatewayS
     dead = f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY}"
     gateway = serve(pool, "gateway", "tiny", "--peer", dead, "--patience", "1")
     with pytest.raises(urllib.error.HTTPError) as unwell:
-        urllib.request.urlopen(gateway.said["address"].removesuffix("/v1") + "/health", timeout=20)
+        urllib.request.urlopen(gateway.said["address"].removesuffix("/v1") + "/health", timeout=LIMIT_S)
     assert unwell.value.code == 503 and json.load(unwell.value)["models"] == {"tiny": False}
     with pytest.raises(APIStatusError) as refused:
         client_of(gateway).completions.create(model="tiny", prompt=PROMPT)

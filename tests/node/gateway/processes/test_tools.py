@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.end_to_end.local_swarm import make_llama
 from tests.end_to_end.wire import WireSwarm
 from tests.families import add_byte_tokenizer
+from tests.node.gateway.processes.conftest import LIMIT_S
 from tests.node.gateway.processes.toy_gateway import toy_gateway
 
 CALL = '{"name": "add", "arguments": {"a": 1, "b": 41}}'
@@ -90,7 +91,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
 def with_client(swarm: WireSwarm, work: Callable[[OpenAI], None]) -> None:
     async def run() -> None:
         async with toy_gateway(swarm) as (_, port):
-            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=30) as client:
+            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=LIMIT_S) as client:
                 await asyncio.to_thread(work, client)
 
     swarm.run(run())
@@ -200,7 +201,9 @@ def use(client: Anthropic, *messages: Any, **fields: Any) -> Any:
 
 def with_anthropic(swarm: WireSwarm, work: Callable[[Anthropic], None]) -> None:
     def run(client: OpenAI) -> None:
-        with Anthropic(base_url=str(client.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=30) as made:
+        with Anthropic(
+            base_url=str(client.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=LIMIT_S
+        ) as made:
             work(made)
 
     with_client(swarm, run)
@@ -258,7 +261,7 @@ def test_what_anthropics_api_cannot_do_is_refused_by_name(swarm: WireSwarm, mess
 
 def test_ollamas_client_uses_a_tool(swarm: WireSwarm) -> None:
     def work(openai: OpenAI) -> None:
-        client = ollama.Client(host=str(openai.base_url).removesuffix("/v1/"), timeout=30)
+        client = ollama.Client(host=str(openai.base_url).removesuffix("/v1/"), timeout=LIMIT_S)
         made = client.chat("tiny", [USER], tools=[TOOL])
         (call,) = made.message.tool_calls or ()
         assert (call.function.name, call.function.arguments, made.done_reason) == ("add", {"a": 1, "b": 41}, "stop")

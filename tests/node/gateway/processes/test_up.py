@@ -17,7 +17,7 @@ from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.forked import ForkServer
 from tests.node.cli.test_commands import run
 from tests.node.cli.test_flags import PEER
-from tests.node.gateway.processes.conftest import GatewaySwarm
+from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm
 from tests.node.gateway.processes.test_openai_client import NEW, PROMPT, generated
 
 FIRST_S = 20.0
@@ -36,7 +36,7 @@ def up(pool: ProcessPool, *arguments: str) -> NodeProcess:
 
 
 def client_of(started: NodeProcess, key: str = "none") -> OpenAI:
-    return OpenAI(base_url=started.said["address"], api_key=key, max_retries=0, timeout=60)
+    return OpenAI(base_url=started.said["address"], api_key=key, max_retries=0, timeout=LIMIT_S)
 
 
 def test_one_command_hosts_a_model_and_answers_and_the_next_volunteer_joins(swarm: GatewaySwarm, pool: ProcessPool) -> None:
