@@ -80,14 +80,11 @@ class Key:
 def read(path: Path) -> tuple[Key, ...]:
     """The keys, none if there is no file. ConfigError if it cannot be used."""
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        return _parsed(files.read(path, _MAX_BYTES))
     except FileNotFoundError:
         return ()
     except OSError as error:
         raise ConfigError(f"the keys in {path} cannot be read: {error.strerror}") from None
-    try:
-        return _parsed(data)
     except (ConfigError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"the keys in {path} are damaged ({error}); remove the file, and make new ones: swarm keys add NAME"
@@ -95,8 +92,6 @@ def read(path: Path) -> tuple[Key, ...]:
 
 
 def _parsed(data: bytes) -> tuple[Key, ...]:
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"more than {_MAX_BYTES} bytes")
     listed = json.loads(data)["keys"]
     if not isinstance(listed, list) or len(listed) > MAX_KEYS or not all(isinstance(one, dict) for one in listed):
         raise ValueError(f"expected a list of at most {MAX_KEYS} keys")

@@ -7,10 +7,11 @@ import contextlib
 from node.config import NodeConfig
 from node.events import Event, OnEvent
 from protocols.errors import PeerUnreachableError
+from protocols.records import PeerRecord
 from swarm.meeting import keyring, known_peers
 from swarm.meeting.bootstrap import FindConfig
 from swarm.peer.config import PeerConfig
-from swarm.peer.peer import Peer
+from swarm.peer.peer import Peer, software
 
 JOIN_WAIT_S = 10.0
 """How long a node waits for the first answer of the peers it was given, before it serves on its own and keeps trying."""
@@ -29,6 +30,19 @@ async def meet(config: NodeConfig, peer: Peer, on_event: OnEvent) -> None:
         raise peer.refusal
     if not config.peers and not peer.num_neighbours:
         on_event(Event("alone", peer.alone))
+
+
+def record_of(config: NodeConfig, peer: Peer) -> PeerRecord:
+    """What this process tells of itself, before what it hosts and does."""
+    return PeerRecord(
+        peer=peer.peer_id,
+        name=config.name,
+        software=software(),
+        addresses=tuple(peer.addresses),
+        certificate=peer.certificate,
+        p2p_addresses=tuple(peer.multiaddrs),
+        upload_bytes_s=config.upload_bytes_s,
+    )
 
 
 def peer_config(config: NodeConfig, on_event: OnEvent) -> PeerConfig:

@@ -90,14 +90,11 @@ def _seconds(left_s: float) -> int:
 
 def _read(path: Path) -> dict[PeerId, float]:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        return _parsed(files.read(path, _MAX_BYTES))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"the bans in {path} cannot be read: {error.strerror}") from None
-    try:
-        return _parsed(data)
     except (BadRequestError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"the bans in {path} are damaged ({str(error)[:200]}); remove the file, and ban again whom you want to"
@@ -105,8 +102,6 @@ def _read(path: Path) -> dict[PeerId, float]:
 
 
 def _parsed(data: bytes) -> dict[PeerId, float]:
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"more than {_MAX_BYTES} bytes")
     listed = json.loads(data)["bans"]
     if not isinstance(listed, dict) or len(listed) > MAX_BANS:
         raise ValueError(f"expected at most {MAX_BANS} peers with their times")

@@ -38,6 +38,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def read(path: Path, max_bytes: int) -> bytes:
+    """All of a file. OSError; ValueError if it has more than `max_bytes`, of which no more is read."""
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"more than {max_bytes} bytes")
+    return data
+
+
 def replace(path: Path, content: str | bytes) -> None:
     """Write a file (mode 0600), with its folder: a reader sees the old one or the new one. OSError leaves the old one, and no other."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from node.config import NodeConfig
+from node.joining import record_of
 from protocols.errors import ConfigError
 from protocols.hosted import Hosted
 from protocols.ids import ModelId
 from protocols.records import MAX_ROUND_TRIPS, PeerRecord
 from protocols.roles import Role
-from swarm.peer.peer import Peer, software
+from swarm.peer.peer import Peer
 
 
 class Announced(Protocol):
@@ -38,15 +39,7 @@ class Announcement:
         self._peer, self._parts = peer, list[Announced]()
         self.is_paused = self.is_leaving = False
         """As an operator has ordered: no new sessions, or the end of this node in some seconds."""
-        self._record = PeerRecord(
-            peer=peer.peer_id,
-            name=config.name,
-            software=software(),
-            addresses=tuple(peer.addresses),
-            certificate=peer.certificate,
-            p2p_addresses=tuple(peer.multiaddrs),
-            upload_bytes_s=config.upload_bytes_s,
-        )
+        self._record = record_of(config, peer)
 
     def add(self, part: Announced) -> None:
         """From now on the record tells of this model. ConfigError if it does already: calls name models, not hosts."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from node.config import NodeConfig
 from node.events import Event, OnEvent
-from node.joining import meet, peer_config
+from node.joining import meet, peer_config, record_of
 from node.measuring import measuring
 from node.metrics import TRAINER
 from node.runs.batch_source import batches_of, drawn
@@ -40,7 +40,7 @@ from protocols.roles import Role
 from swarm import waiting
 from swarm.clock import SYSTEM, Clock
 from swarm.meeting import keyring
-from swarm.peer.peer import Peer, software
+from swarm.peer.peer import Peer
 from swarm.rpc.pool import ChannelPool
 from swarm.training.evaluation import Evaluation
 from swarm.training.members import Members
@@ -166,14 +166,5 @@ async def evaluating(joined: Joined, config: TrainConfig, journal: Journal, on_e
 
 
 def _record(config: NodeConfig, peer: Peer, run: OpenRun, keeping: Keeping | None) -> PeerRecord:
-    record = PeerRecord(
-        peer=peer.peer_id,
-        name=config.name,
-        software=software(),
-        addresses=tuple(peer.addresses),
-        certificate=peer.certificate,
-        p2p_addresses=tuple(peer.multiaddrs),
-        upload_bytes_s=config.upload_bytes_s,
-        roles=tuple(Role(kind, run.model) for kind in (("trainer",) if keeping is None else ("trainer", "keeper"))),
-    )
-    return replace(record, reachable=peer.reachable).fitted()
+    roles = tuple(Role(kind, run.model) for kind in (("trainer",) if keeping is None else ("trainer", "keeper")))
+    return replace(record_of(config, peer), roles=roles, reachable=peer.reachable).fitted()

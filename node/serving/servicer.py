@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TypeVar
 
 from protocols import inference, services
 from protocols.errors import BadRequestError, PeerUnreachableError
@@ -19,13 +18,11 @@ from swarm import log_ids
 from swarm.inference.hop import Hop
 from swarm.inference.hops import Hops
 from swarm.rpc.call import Call, Handlers
+from swarm.rpc.first_message import first_message
 from swarm.rpc.stream import Stream
 from swarm.streams.message_stream import MessageStream
 
 log = logging.getLogger(__name__)
-
-FIRST_MESSAGE_S = 10.0
-"""Seconds until a stream's first message, at most: its caller has that message ready when it dials."""
 
 
 class SessionServicer:
@@ -45,13 +42,13 @@ class SessionServicer:
         what is retained; one from an older epoch is dropped; a gap is answered with what we wait for (Expect).
         Leaving without Close keeps the session for `resume_s`: the hop above may come back, or a replacement for it.
         """
-        opening = await _first(stream, Open)
+        opening = await first_message(stream, Open, inference.parse)
         with log_ids.about_session(short(opening.grant.session)):
             await self._carry(stream, call, opening)
 
     async def attach(self, stream: Stream, call: Call) -> None:
         """Send a session's replies to its client, beginning with the step that Attach names."""
-        opening = await _first(stream, Attach)
+        opening = await first_message(stream, Attach, inference.parse)
         with log_ids.about_session(short(opening.grant.session)):
             await self._carry(stream, call, opening)
 
@@ -84,18 +81,3 @@ def _check(hops: Hops, hop: Hop, call: Call, opening: Open | Attach, message: Me
         raise BadRequestError("a stream carries one session, and this message names another")
     if isinstance(message, Reroute):
         hops.check_reroute(message, hop, call.peer)
-
-
-T = TypeVar("T", Open, Attach)
-
-
-async def _first(stream: Stream, kind: type[T]) -> T:
-    try:
-        async with asyncio.timeout(FIRST_MESSAGE_S):
-            data = await stream.receive()
-    except TimeoutError:
-        raise BadRequestError(f"no message came on this stream for {FIRST_MESSAGE_S:.0f} s: it is closed") from None
-    message = inference.parse(data) if data is not None else None
-    if not isinstance(message, kind):
-        raise BadRequestError(f"the first message must be {kind.__name__}, got {type(message).__name__}")
-    return message

@@ -33,14 +33,12 @@ from protocols.run_status import StatusRequest
 from protocols.training import Pass, Result
 from swarm import trace
 from swarm.rpc.call import Call, Handlers
+from swarm.rpc.first_message import first_message
 from swarm.rpc.pool import ChannelPool
 from swarm.rpc.stream import Stream
 from swarm.training.chain import PassError
 
 log = logging.getLogger(__name__)
-
-FIRST_MESSAGE_S = 10.0
-"""Seconds until the pass must have begun to arrive, and then be here."""
 
 
 def _no_frozen(sent: Pass) -> ComputesPasses:
@@ -99,7 +97,7 @@ class TrainingServicer:
 
         Nothing was added here if our own hop is at fault. If the caller goes away, so does the pass: here and at the hops below.
         """
-        sent = await _first(stream)
+        sent = await first_message(stream, Pass, _received)
         try:
             answer = (await self._carried(stream, call, sent)).encode()
         except PassError as error:
@@ -153,16 +151,10 @@ class TrainingServicer:
             raise BadRequestError("on weights in training the first hop gets ids, and the others hidden states")
 
 
-async def _first(stream: Stream) -> Pass:
-    try:
-        async with asyncio.timeout(FIRST_MESSAGE_S):
-            data = await stream.receive()
-    except TimeoutError:
-        raise BadRequestError(f"no message came on this stream for {FIRST_MESSAGE_S:.0f} s: it is closed") from None
-    message = training.parse(data) if data is not None else None
-    if not isinstance(message, Pass):
-        raise BadRequestError(f"the first message must be Pass, got {type(message).__name__}")
-    trace.mark_gradient("received", message.version, message.index, len(data or b""))
+def _received(data: bytes) -> training.Message:
+    message = training.parse(data)
+    if isinstance(message, Pass):
+        trace.mark_gradient("received", message.version, message.index, len(data))
     return message
 
 

@@ -27,11 +27,7 @@ Spent = Mapping[str, tuple[int, int]]
 def read(path: Path) -> Spent:
     """Nothing if there is no file, or it is damaged, which the log says."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes")
-        return {str(key): _pair(value) for key, value in json.loads(data)["spent"].items()}
+        return {str(key): _pair(value) for key, value in json.loads(files.read(path, MAX_BYTES))["spent"].items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

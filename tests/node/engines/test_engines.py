@@ -17,7 +17,7 @@ import transformers
 from hypothesis import strategies as st
 from torch import Tensor
 
-from node.engines import packed, paged
+from node.engines import packed_attention, paged
 from node.engines.engine import Engine, choose_engine
 from node.engines.packed import PackedEngine
 from node.engines.paged import PagedEngine
@@ -147,13 +147,13 @@ def test_long_steps_attend_in_slices_of_bounded_memory(
 ) -> None:
     """Else an untrusted peer's longest step on its longest sequence takes more memory than the limit on K/V leaves."""
     masks: list[int] = []
-    make = packed._Step._mask
+    make = packed_attention.PackedStep._mask
 
     def counted(self: Any, where: tuple[int, ...], device: torch.device) -> Tensor:
         masks.append(make(self, where, device).numel())
         return make(self, where, device)
 
-    monkeypatch.setattr(packed._Step, "_mask", counted)
+    monkeypatch.setattr(packed_attention.PackedStep, "_mask", counted)
     small = functools.partial(PackedEngine, limits=StepLimits(mask_bytes=40, scores=40 * 4))
     reference = Boundaries(open_checkpoint(checkpoints(family)))
     pairs = [reference.run(length, seed=seed) for seed, length in enumerate(LENGTHS)]
