@@ -1,4 +1,4 @@
-"""Attention of the packed engine: each sequence of a flat axis attends within itself.
+"""Attention of the packed engine, sequence by sequence on a flat axis.
 
 transformers calls `attention` by its registered name, once for each block. It appends the keys and values of each sequence to its own
 buffer.
