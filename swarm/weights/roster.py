@@ -3,7 +3,8 @@
 Pure: clocks are arguments.
 
 A place is kept by delivering. A source that sends nothing, or next to nothing, while it owes gives its place to one that waits; it may
-come again later, and is given twice the time then, so that a slow honest line is not mistaken for a silent one for ever.
+come again later, after those that have failed less often. It is given twice the time then, so that a slow honest line is not mistaken for
+a silent one for ever; but not while one waits that has failed less often.
 """
 
 from __future__ import annotations
@@ -68,14 +69,15 @@ class Roster:
         self._known = list(records)
 
     def waiting(self, now_s: float) -> list[PeerRecord]:
-        """Those that might have a place now, the best first."""
-        return [
+        """Those that might have a place now: who has failed least often comes first, then the best."""
+        found = [
             record
             for record in self._known
             if record.peer not in self._places
             and record.peer not in self._refused
             and self._again_s.get(record.peer, now_s) <= now_s
         ]
+        return sorted(found, key=lambda record: self._reputation.failures(record.peer))
 
     def next(self, now_s: float, extra: int = 0) -> list[PeerRecord]:
         """Who gets a free place; `extra`: so many get one although none is free, until there are twice as many as there should be."""
@@ -130,21 +132,24 @@ class Roster:
 
     def giving_way(self, now_s: float, is_idle: Callable[[PeerId], bool]) -> list[PeerId]:
         """Those that give their places to others now, the least useful first; as many as there are others, at most."""
-        num_waiting = len(self.waiting(now_s)) - max(0, self._most - len(self._places))
+        waiting = self.waiting(now_s)
+        num_waiting = len(waiting) - max(0, self._most - len(self._places))
         if num_waiting <= 0:
             return []
+        fewest = self._reputation.failures(waiting[0].peer)
         busy = {peer: place for peer, place in self._places.items() if not is_idle(peer)}
-        useless = [peer for peer, place in busy.items() if self._is_useless(peer, place, now_s)]
+        useless = [peer for peer, place in busy.items() if self._is_useless(peer, place, now_s, fewest)]
         if not useless and len(busy) >= self._most and now_s - self._explored_s > EXPLORE_S:
             useless = [peer for peer, place in busy.items() if now_s - place.since_s > EXPLORE_S and self._has_strangers(now_s)]
             useless = sorted(useless, key=lambda peer: busy[peer].bytes_s(now_s))[:1]
             self._explored_s = now_s if useless else self._explored_s
         return sorted(useless, key=lambda peer: busy[peer].bytes_s(now_s))[:num_waiting]
 
-    def _is_useless(self, peer: PeerId, place: _Place, now_s: float) -> bool:
+    def _is_useless(self, peer: PeerId, place: _Place, now_s: float, fewest: int) -> bool:
+        """fewest: failures of the best that waits."""
         limit_s = JUDGED_S
         if not place.has_given:
-            limit_s = min(MAX_TRIAL_S, TRIAL_S * 2.0 ** min(self._reputation.failures(peer), 5))
+            limit_s = min(MAX_TRIAL_S, TRIAL_S * 2.0 ** min(self._reputation.failures(peer), fewest, 5))
         is_slow = now_s - place.since_s > max(JUDGED_S, limit_s) and place.bytes_s(now_s) < SLOWEST_BYTES_S
         return now_s - place.heard_s > limit_s or is_slow
 

@@ -40,7 +40,7 @@ def test_who_fails_waits_twice_as_long_each_time_and_a_liar_for_ever() -> None:
     for pause_s in (PAUSE_S, 2 * PAUSE_S, 4 * PAUSE_S):
         made.open(A.peer, 0.0)
         made.close(A.peer, 0.0, has_failed=True)
-        assert made.waiting(0.9 * pause_s) == [B] and made.waiting(pause_s) == [A, B]
+        assert made.waiting(0.9 * pause_s) == [B] and made.waiting(pause_s) == [B, A]
     made.open(B.peer, 0.0)
     made.refuse(B.peer)
     assert made.waiting(1e9) == [A]
@@ -53,13 +53,28 @@ def test_the_silent_gives_way_after_its_trial_only_to_one_that_waits_and_has_twi
     assert alone.giving_way(10 * TRIAL_S, busy) == []
     assert made.giving_way(0.9 * TRIAL_S, busy) == [] and made.giving_way(1.1 * TRIAL_S, lambda peer: True) == []
     assert made.giving_way(1.1 * TRIAL_S, busy) == [A.peer]
-    made.close(A.peer, 0.0, has_failed=True)
+    for one in (A, B):
+        made.open(one.peer, -100.0)
+        made.close(one.peer, -100.0, has_failed=True)
     made.open(A.peer, 0.0)
     assert made.giving_way(1.1 * TRIAL_S, busy) == [] and made.giving_way(2.1 * TRIAL_S, busy) == [A.peer]
-    for _ in range(20):
-        made.close(A.peer, 0.0, has_failed=True)
+    for one in (A, B) * 20:
+        made.open(one.peer, -1_000.0)
+        made.close(one.peer, -1_000.0, has_failed=True)
     made.open(A.peer, 0.0)
     assert made.giving_way(MAX_TRIAL_S + 1, busy) == [A.peer], "the trial has a bound"
+
+
+def test_who_has_failed_often_has_no_longer_trial_while_another_waits_that_has_not() -> None:
+    """Silent sources that had been asked for the manifest and the files before kept all places for 16 s and more."""
+    made = roster(2, A, B, C)
+    for one in (A, B) * 5:
+        made.open(one.peer, -1_000.0)
+        made.close(one.peer, -1_000.0, has_failed=True)
+    assert made.next(0.0) == [C, A]
+    for one in (A, B):
+        made.open(one.peer, 0.0)
+    assert made.giving_way(1.1 * TRIAL_S, busy) in ([A.peer], [B.peer])
 
 
 def test_the_slow_gives_way_and_what_was_long_ago_counts_half() -> None:
