@@ -6,15 +6,12 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("protocols", "swarm", "node")
-"""From the ground up: each may import itself and those before it."""
+from tests.sources import LAYERS, ROOT, called, imports, nodes_of, tracked, tree_of
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cryptography": ("protocols/identity.py", "swarm/rpc"),
@@ -422,43 +419,6 @@ CLOCK_READERS: dict[str, str] = {
 """File or folder of swarm/ and node/ -> why it may read the clock itself; whatever else decides by time gets a `Clock`."""
 
 
-def tracked(*folders: str) -> list[Path]:
-    """The Python files that are here and that git does not ignore, so that a new file is judged before it is committed."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *folders]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
-    return sorted(Path(name) for name in set(listed.split("\0")) if name.endswith(".py") and (ROOT / name).exists())
-
-
-@cache
-def tree_of(path: Path) -> ast.Module:
-    """Of a file, relative to the root."""
-    return ast.parse((ROOT / path).read_text())
-
-
-@cache
-def nodes_of(path: Path) -> tuple[ast.AST, ...]:
-    """All of a file's."""
-    return tuple(ast.walk(tree_of(path)))
-
-
-def called(node: ast.Call) -> str:
-    """The dotted name of what is called; "" if it is no name."""
-    names, at = [], node.func
-    while isinstance(at, ast.Attribute):
-        names.append(at.attr)
-        at = at.value
-    return ".".join(reversed([*names, at.id])) if isinstance(at, ast.Name) else ""
-
-
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, module) of every import, wherever it stands; a relative one is reported as such."""
-    for node in nodes_of(path):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield node.lineno, "." * node.level + (node.module or "")
-
-
 def may_import(path: Path, module: str) -> str:
     """Why `path` may not import `module`, or ""."""
     package, layer = module.partition(".")[0], path.parts[0]
@@ -585,12 +545,6 @@ def test_documents_repeat_what_the_code_says() -> None:
     assert done.returncode == 0, done.stderr
 
 
-LONG_CLASSES: dict[str, str] = {}
-"""`file:Class` of more than MAX_CLASS_LINES lines -> why it is not split."""
-
-MAX_CLASS_LINES = 200
-
-
 def folder_of(path: Path) -> str:
     """The entry of FOLDERS that a file belongs to: the file itself, or its folder."""
     return str(path) if str(path) in FOLDERS else str(path.parent)
@@ -632,17 +586,3 @@ def test_folders_import_only_what_the_table_names_and_all_of_it() -> None:
 
 def test_no_folders_import_each_other_in_a_circle() -> None:
     graphlib.TopologicalSorter(FOLDERS).prepare()  # CycleError names one
-
-
-def test_a_long_class_has_its_reason() -> None:
-    long = {
-        f"{path}:{node.name}": node.end_lineno - node.lineno + 1
-        for path in tracked(*LAYERS)
-        for node in nodes_of(path)
-        if isinstance(node, ast.ClassDef) and node.end_lineno and node.end_lineno - node.lineno >= MAX_CLASS_LINES
-    }
-    without = {name: lines for name, lines in long.items() if name not in LONG_CLASSES}
-    assert not without, f"{without} have more than {MAX_CLASS_LINES} lines: split them, or say in LONG_CLASSES why not"
-    assert long.keys() >= LONG_CLASSES.keys(), (
-        f"{LONG_CLASSES.keys() - long.keys()} are shorter now: take them out of LONG_CLASSES"
-    )

@@ -16,7 +16,7 @@ from tests.end_to_end.processes import NodeProcess, ProcessPool
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.forked import ForkServer
 from tests.node.gateway.processes.conftest import serve
-from tests.test_layers import ROOT
+from tests.sources import ROOT
 
 SOON_S = 2.0
 
