@@ -45,8 +45,8 @@ class NodeServices:
         }  # fmt: skip
 
     def connect(self, peer: Peer) -> None:
-        """The node's peer is up. Bans of earlier runs hold from now on."""
-        self.orders.keep_bans(peer, self._config.data_dir)
+        """The node's peer is up. Bans and a pause of earlier runs hold from now on."""
+        self.orders.keep(peer, self._config.data_dir)
         self.passes.connect(peer.peer_id, peer.pool)
         if self.training is not None:
             self.training.connect(peer)

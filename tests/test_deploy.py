@@ -126,6 +126,41 @@ def test_prepare_makes_an_identity_and_a_key_once(tmp_path: Path) -> None:
     )
 
 
+def mounted_secrets(pod: dict[str, Any]) -> set[str]:
+    """Secrets that its containers can read: as files, or as variables."""
+    names = {volume["secret"]["secretName"] for volume in pod.get("volumes", ()) if "secret" in volume}
+    for container in pod["containers"]:
+        names |= {
+            one["valueFrom"]["secretKeyRef"]["name"] for one in container.get("env", ()) if "secretKeyRef" in one["valueFrom"]
+        }
+        names |= {one["secretRef"]["name"] for one in container["envFrom"] if "secretRef" in one}
+    return names
+
+
+def test_a_pod_reads_the_secret_that_it_needs_and_no_other() -> None:
+    pods = {
+        one["metadata"]["name"]: one["spec"]["template"]["spec"]
+        for one in MANIFEST
+        if one["kind"] in ("StatefulSet", "Deployment")
+    }
+    assert {name: mounted_secrets(pod) for name, pod in pods.items()} == {
+        "seed": {"murmuration-seed"}, "node": set(), "gateway": {"murmuration-keys"}
+    }  # fmt: skip
+
+
+def test_the_manifest_s_pods_are_found_by_the_names_that_they_announce() -> None:
+    sets = [one for one in MANIFEST if one["kind"] == "StatefulSet"]
+    (service,) = [one for one in MANIFEST if one["kind"] == "Service" and one["metadata"]["name"] == "nodes"]
+    for one in sets:
+        labels, selected = one["spec"]["template"]["metadata"]["labels"], one["spec"]["selector"]["matchLabels"]
+        assert (
+            one["spec"]["serviceName"] == "nodes" and selected == labels and service["spec"]["selector"].items() <= labels.items()
+        )
+    assert len({tuple(one["spec"]["selector"]["matchLabels"].items()) for one in sets}) == len(sets), "each has its own pods"
+    asked = {PeerAddress.parse(peer).host for words in of_manifest() for peer in parsed(words).get("peer", ())}
+    assert asked == {"seed-0.nodes"} and [one["spec"]["replicas"] for one in sets if one["metadata"]["name"] == "seed"] == [1]
+
+
 def test_a_secret_is_where_only_its_reader_and_its_maker_are() -> None:
     mounted = {
         volume: {
@@ -197,15 +232,15 @@ def test_systemd_understands_a_unit_and_calls_it_safe(unit: Path, tmp_path: Path
 def test_selectors_and_ports_of_the_manifest_fit_their_pods() -> None:
     by_kind = {(one["kind"], one["metadata"]["name"]): one for one in MANIFEST}
     pods = {name: one["spec"] for (kind, name), one in by_kind.items() if kind in ("StatefulSet", "Deployment")}
-    assert pods["node"]["serviceName"] == "nodes" and set(pods) == {"node", "gateway"}
+    assert set(pods) == {"seed", "node", "gateway"}
     for name, spec in pods.items():
         labels, (container,) = spec["template"]["metadata"]["labels"], spec["template"]["spec"]["containers"]
         assert spec["selector"]["matchLabels"] == labels
-        service = by_kind["Service", "nodes" if name == "node" else name]["spec"]
-        assert service["selector"] == labels
+        service = by_kind["Service", name if name == "gateway" else "nodes"]["spec"]
+        assert service["selector"].items() <= labels.items()
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert all(ports[port["name"]] == port["port"] for port in service["ports"])
         assert container["readinessProbe"]["httpGet"]["port"] in ports
-        volumes = {one["name"] for one in spec["template"]["spec"]["volumes"]}
+        volumes = {one["name"] for one in spec["template"]["spec"].get("volumes", ())}
         volumes |= {one["metadata"]["name"] for one in spec.get("volumeClaimTemplates", ())}
         assert {mount["name"] for mount in container["volumeMounts"]} == volumes

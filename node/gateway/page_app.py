@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 from fastapi import FastAPI
 
@@ -26,8 +25,7 @@ def create_page_app(config: GatewayConfig, *, is_loopback: bool = True) -> FastA
     watcher = Watcher(config.meet, config.models, config.clock)
     operating = None
     if config.operator is not None:
-        gate = replace(config.entry, bans=None).gate()
-        operating = PageOrders(config.operator, gate, None, accounts, watcher, config.clock)
+        operating = PageOrders(config.operator, config.reach(), None, accounts, watcher, config.clock)
     dashboard = Dashboard(
         watcher=watcher, swarm=config.swarm, hosting=config.hosting, operating=operating,
         check_key=accounts.is_known, runs_folder=config.runs,

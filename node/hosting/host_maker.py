@@ -64,8 +64,7 @@ class HostMaker:
         await self.source.fetch([units.Blocks.of(span), *beside])
         with self.waits.on(waiting.loading(f"blocks {span}")) as progress:
             blocks = await asyncio.to_thread(self._load, span, progress)
-        with self.waits.on(waiting.loading("embedding and head")):
-            ends = await self._take_ends() if beside else None
+        ends = await self._take_ends() if beside else None
         with self.waits.on(waiting.trying(span)):
             limit_bytes = self._limit_bytes(span, free_bytes - (beside_bytes if beside else 0))
             engines = await self._build(HostUnits(blocks=blocks, ends=ends), limit_bytes)
@@ -128,7 +127,10 @@ class HostMaker:
     async def _take_ends(self) -> LoadedUnit[EndsModel] | None:
         """Load them. A family whose ends cannot be hosted is served without, unless they were asked for."""
         try:
-            loaded = await asyncio.to_thread(load_ends, self.checkpoint, dtype=self._kind, device=self.device)
+            with self.waits.on(waiting.loading("embedding and head")) as progress:
+                loaded = await asyncio.to_thread(
+                    load_ends, self.checkpoint, dtype=self._kind, device=self.device, on_read=progress
+                )
         except ModelNotSupportedError as error:
             if self.ends:
                 raise

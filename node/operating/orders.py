@@ -24,6 +24,7 @@ from protocols.errors import BadRequestError, DrainingError, NotAllowedError, Sw
 from protocols.ids import PeerId, short_peer
 from protocols.orders import ACTIONS, Order, OrderReply
 from protocols.words import counted
+from swarm import files
 from swarm.bans import Bans
 from swarm.peer.peer import Peer
 from swarm.rpc.call import Call, Handler
@@ -40,8 +41,13 @@ def bans_file(data_dir: Path, peer: PeerId) -> Path:
     return data_dir / f"bans-{peer}.json"
 
 
+def pause_file(data_dir: Path, peer: PeerId) -> Path:
+    """It is there while an operator's pause lasts, so that a restart does not end it."""
+    return data_dir / f"paused-{peer}"
+
+
 class Orders:
-    """Of one node: `keep_bans` as soon as there is a peer, `connect` when it has met others; orders that come before are refused."""
+    """Of one node: `keep` as soon as there is a peer, `connect` when it has met others; orders that come before are refused."""
 
     def __init__(
         self, dispatcher: Dispatcher, bans: Bans, on_event: OnEvent, *, is_test: bool = False, drain_s: float = DRAIN_S
@@ -49,19 +55,29 @@ class Orders:
         """bans: those of the peer's gate. is_test: a node of a test swarm, which `kill` may end."""
         self._dispatcher, self._bans, self._on_event, self._is_test, self._drain_s = dispatcher, bans, on_event, is_test, drain_s
         self._peer: Peer | None = None
+        self._pause_file: Path | None = None
         self._announcement: Announcement | None = None
         self._limit = asyncio.timeout(None)
         self._obeying = asyncio.Lock()
         self._tasks = Tasks()
 
-    def keep_bans(self, peer: Peer, data_dir: Path) -> None:
-        """Bans of earlier runs hold from now on. ConfigError if their file is damaged."""
+    def keep(self, peer: Peer, data_dir: Path) -> None:
+        """Bans and a pause of earlier runs hold from now on. ConfigError if the file of bans is damaged.
+
+        A pause holds only if there are operators: else it could be ended by hand only.
+        """
         self._bans.keep_in(bans_file(data_dir, peer.peer_id))
         peer.gate.renew_bans()
+        self._pause_file = pause_file(data_dir, peer.peer_id)
+        if self._pause_file.exists() and peer.gate.access.operators:
+            self._dispatcher.is_paused = True
+            self._on_event(Event("order", f"still paused by an operator, since before this start, until `swarm operator resume`; "
+                                          f"or remove {self._pause_file} and start again"))  # fmt: skip
 
     def connect(self, peer: Peer, announcement: Announcement) -> None:
         """Obey from now on."""
         self._peer, self._announcement = peer, announcement
+        announcement.is_paused = self._dispatcher.is_paused
 
     @contextlib.asynccontextmanager
     async def until_left(self) -> AsyncIterator[None]:
@@ -131,11 +147,24 @@ class Orders:
         if self._announcement.is_leaving:
             raise DrainingError("this node is leaving already, and takes no sessions any more")
         self._dispatcher.is_paused = self._announcement.is_paused = is_paused
+        problem = await asyncio.to_thread(self._keep_pause, is_paused)
         await self._tell()
         if not is_paused:
-            return "takes new sessions again"
+            return f"takes new sessions again{problem}"
         going_on = f", {self._open_sessions()} served to the end" if self._dispatcher.num_sessions else ""
-        return f"paused: no new session begins{going_on}"
+        return f"paused: no new session begins{going_on}{problem}"
+
+    def _keep_pause(self, is_paused: bool) -> str:
+        """For the next start; what is wrong with that, in words."""
+        assert self._pause_file is not None
+        try:
+            if is_paused:
+                files.replace(self._pause_file, "An operator has paused this node; `swarm operator resume` removes this file.\n")
+            else:
+                self._pause_file.unlink(missing_ok=True)
+        except OSError as error:
+            return f"; only until its restart, since {self._pause_file} cannot be changed: {error.strerror}"
+        return ""
 
     async def _drain(self) -> str:
         assert self._announcement is not None

@@ -102,10 +102,16 @@ def load_parts(
     return module, parts
 
 
-def load_ends(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> EndsModel:
-    """Embedding, final norm and head, as the model's own class; errors as in `load_span`."""
+def load_ends(
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    on_read: OnRead = lambda done, total: None,
+) -> EndsModel:
+    """Embedding, final norm and head, as the model's own class; errors as in `load_span`. on_read: as in `load_parts`."""
     with _translated(checkpoint, "embedding and head"):
-        model = _load(checkpoint, 0, 0, dtype).to(device).eval()
+        model = _load(checkpoint, 0, 0, dtype, on_read).to(device).eval()
         trainable = frozenset(name for name, tensor in named_tensors(model).items() if tensor.requires_grad)
         model.requires_grad_(False)
         location: Location = model.swarm_location

@@ -69,7 +69,7 @@ class Pair:
     """Two nodes with the same blocks, a client, and what transformers says. The first one is of a test swarm."""
 
     def __init__(self, pool: ProcessPool, checkpoint: Path, alone: Any) -> None:
-        self._pool, self._checkpoint, self._alone = pool, checkpoint, alone
+        self._pool, self._checkpoint, self._alone, self.folder = pool, checkpoint, alone, pool.folder
         self.operators = pool.folder / "operators.txt"
         self.operators.write_text(f"{OPERATOR.peer_id}  # Olga\n")
         self.first = self.start("first", "--test-swarm")
@@ -223,7 +223,7 @@ def test_a_paused_node_finishes_its_session_and_gets_no_new_one(pair: Pair) -> N
     order(pair.other(node), "resume")
 
 
-def test_a_ban_ends_the_sessions_of_a_client_survives_kill_9_and_expires(pair: Pair) -> None:
+def test_a_ban_ends_the_sessions_of_a_client_and_it_and_a_pause_survive_kill_9(pair: Pair) -> None:
     banning: list[NodeProcess] = []
 
     def ban(number: int, journey: Any) -> None:
@@ -239,10 +239,15 @@ def test_a_ban_ends_the_sessions_of_a_client_survives_kill_9_and_expires(pair: P
     reply = order(node, "ban", peer=BANNED.peer_id, seconds=3_600)
     assert [(ban.peer, 3_590 < ban.seconds <= 3_600) for ban in reply.bans] == [(BANNED.peer_id, True)]
     assert why_refused(node, BANNED) == "banned"
+    order(node, "pause")
     assert node.end(signal.SIGKILL) == -signal.SIGKILL
     node.close()
     pair.second = node = pair.start("second", "--peer", pair.first.said["multiaddr"])
     assert why_refused(node, BANNED) == "banned"
+    assert order(node, "ask").state == "paused" and any(
+        "still paused by an operator" in line for line in said_after(node, "order")
+    )
+    assert order(node, "resume").state == "serving" and not list((pair.folder / "second").glob("paused-*"))
     order(node, "ban", peer=BANNED.peer_id, seconds=1)  # a shorter one, which ends soon
     assert eventually(lambda: not order(node, "ask").bans and why_refused(node, BANNED) == "no operator")
 

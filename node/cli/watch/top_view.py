@@ -5,19 +5,20 @@ Texts of peers have no control characters here: all go through `one_line`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, tzinfo
+from types import MappingProxyType
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from node.watching import run_losses
 from node.watching.changes import Change, label
 from node.watching.grid import LOADS, level_of
 from node.watching.look import Look
-from node.watching.model_rows import ModelRows, PeerRow
+from node.watching.model_rows import PeerRow
 from node.watching.verdict import verdict
-from protocols.ids import ModelId, PeerId
+from protocols.ids import PeerId
 from protocols.words import counted, one_line
 from swarm.suggestion import NodeCommand
 
@@ -36,11 +37,15 @@ WIDE_COLUMNS = 78
 
 
 def screen(
-    swarm: str, look: Look, changes: Iterable[Change], hosting: NodeCommand, columns: int, rows: int, zone: tzinfo | None = None
-) -> list[Text]:
-    """At most `rows` lines of at most `columns` cells: models with their nodes, runs, and below them the newest events. zone: of times."""
+    swarm: str, look: Look, changes: Iterable[Change], hosting: NodeCommand, columns: int, rows: int, zone: tzinfo | None = None,
+    histories: run_losses.Histories = MappingProxyType({}),
+) -> list[Text]:  # fmt: skip
+    """At most `rows` lines of at most `columns` cells: models with their nodes, runs, and below them the newest events.
+
+    zone: of times. histories: of runs, as trainers tell them.
+    """
     head = [_head(swarm, look, zone)]
-    body = [*_models(look, hosting, columns), *_runs(look)]
+    body = [*_models(look, hosting, columns), *_runs(look, histories)]
     told = list(changes)
     num_events = max(min(len(told), LEAST_EVENTS), rows - len(head) - len(body) - 2)
     kept = max(0, rows - len(head) - 2 - min(num_events, len(told)))
@@ -113,23 +118,12 @@ def _bar(replicas: Sequence[int], columns: int) -> str:
     return "".join(BAR[min(count, len(BAR) - 1)] for count in parts)
 
 
-def _runs(look: Look) -> Iterator[Text]:
-    """A line for each training run, from the roles that peers announce."""
-    kinds: dict[ModelId, Counter[str]] = {}
-    for record in look.records.values():
-        for role in record.roles:
-            kinds.setdefault(role.model, Counter())[role.kind] += 1
-    served = {(rows.name, rows.digest): _version(rows) for rows in look.models}
-    for model, counts in sorted(kinds.items(), key=lambda item: (item[0].name, item[0].digest)):
-        what = ", ".join(counted(number, kind) for kind, number in sorted(counts.items()))
-        version = served.get((model.name, model.digest), 0)
-        yield Text(
-            one_line(f"run {model.name}@{model.digest[:12]}: {what}{f', serves version {version}' if version else ''}"), "cyan"
-        )
-
-
-def _version(rows: ModelRows) -> int:
-    return max((row.version for row in rows.peers), default=0)
+def _runs(look: Look, histories: run_losses.Histories) -> Iterator[Text]:
+    """Two lines for each training run."""
+    for row in run_losses.rows(look, histories):
+        first, *more = run_losses.lines(row)
+        yield Text(one_line(first), "cyan")
+        yield from (Text(one_line(line)) for line in more)
 
 
 def _event(one: Change, zone: tzinfo | None) -> Text:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from node.gateway.answers.traces import OFF, Traces
+from node.gateway.callers.page_orders import Reach
 from protocols.errors import ConfigError
 from protocols.identity import Identity
 from swarm import places
@@ -103,6 +104,10 @@ class GatewayConfig:
     def meet(self) -> AbstractAsyncContextManager[ThinPeer]:
         """A peer that only asks, and sees those that are banned here, too; errors as of `ThinPeer`."""
         return ThinPeer(self.peers, self.swarm, self.find, replace(self.entry, bans=None))
+
+    def reach(self) -> Reach:
+        """Which nodes the operator may call: those that its lists allow, banned or not."""
+        return Reach(replace(self.entry, bans=None).gate(), self.entry.lists)
 
     @property
     def hosting(self) -> NodeCommand:

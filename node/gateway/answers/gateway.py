@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any, Self
 
 from node import metrics
@@ -87,8 +86,7 @@ class Gateway:
         if config.operator is None:
             return None
         bans = config.entry.bans or Bans()
-        gate = replace(config.entry, bans=None).gate()
-        return PageOrders(config.operator, gate, bans, self.accounts, watcher, config.clock)
+        return PageOrders(config.operator, config.reach(), bans, self.accounts, watcher, config.clock)
 
     async def _open_all(self) -> None:
         """So that the first request does not wait; what fails is tried again, and said once."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
@@ -25,6 +26,7 @@ from protocols.orders import Ban, Order, OrderReply
 from protocols.records import PeerRecord
 from protocols.words import counted, one_line
 from swarm.access import Gate
+from swarm.access_lists import Lists, keep_reading
 from swarm.bans import Bans
 from swarm.clock import Clock
 from swarm.peer import operator
@@ -47,14 +49,23 @@ HERE = "this machine"
 """Who presses at a gateway without keys."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Which nodes the operator may call."""
+
+    gate: Gate
+    lists: Lists
+    """Read again when they change."""
+
+
 class PageOrders:
     """`Operating` over one gateway."""
 
     def __init__(
-        self, identity: Identity, gate: Gate, bans: Bans | None, accounts: Accounts, watcher: Watcher, clock: Clock
+        self, identity: Identity, reach: Reach, bans: Bans | None, accounts: Accounts, watcher: Watcher, clock: Clock
     ) -> None:
-        """gate: whom the operator may call. bans: of the gateway itself; None = it is a node's page, and no answer goes out here."""
-        self._pool = operator.connections(identity, gate)
+        """bans: of the gateway itself; None = it is a node's page, and no answer goes out here."""
+        self._reach, self._pool = reach, operator.connections(identity, reach.gate)
         self._bans, self._accounts, self._watcher, self._clock = bans, accounts, watcher, clock
         self._said: dict[PeerId, tuple[float, OrderReply | None]] = {}
         """When each node was asked, and what it said."""
@@ -72,6 +83,12 @@ class PageOrders:
         return self._said.get(peer, (0.0, None))[1]
 
     async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            if self._reach.lists.files:
+                group.create_task(keep_reading(self._reach.lists, self._reach.gate, self._pool.forget_refused, log.info))
+            group.create_task(self._keep_asking())
+
+    async def _keep_asking(self) -> None:
         while True:
             if self._watcher.visitors.here.is_set():
                 records = self._watcher.look.records

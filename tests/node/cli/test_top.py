@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.cells import cell_len
 
 from node.cli.watch import top_view
+from node.training.report.history import History
+from node.watching import run_losses
 from node.watching.changes import change
 from node.watching.look import Look, seen
 from protocols.ids import ModelId, PeerId, Span
@@ -49,6 +51,33 @@ def test_a_screen_tells_nodes_gaps_runs_and_events() -> None:
     assert shown[8] == "run prose@cccccccccccc: 1 trainer"
     assert shown[9:] == ["events", "  00:00:00 joined    event 0", "  00:00:01 joined    event 1"]
     assert lines(Look(at_s=0.0))[1] == "no node serves any model; be the first: swarm node MODEL"
+
+
+def history(*losses: float | None) -> History:
+    """With a validation loss of 2.5."""
+    versions = [
+        {"version": number, "loss": loss, "tokens": 64, "tokens_per_s": 1234.4, "grad_norm": 1.0, "time_s": 1.0, "peers": 1}
+        for number, loss in enumerate(losses, 1)
+    ]
+    return History(name="prose", versions=versions, evaluations=[{"evaluation": 3, "loss": 2.5}], events=[])
+
+
+def test_a_run_shows_its_losses() -> None:
+    look = look_of(PeerRecord(peer=NOBODY, roles=(Role(kind="trainer", model=TRAINED),)))
+
+    def shown(made: History) -> list[str]:
+        made_lines = top_view.screen("attic", look, (), NodeCommand(), 80, 24, UTC, {TRAINED: made})
+        return [line.plain for line in made_lines if "run prose" in line.plain or "version" in line.plain]
+
+    assert shown(history(4.0, 3.0, 2.0)) == [
+        "run prose@cccccccccccc: 1 trainer", "  version 3, loss 2.000, validation 2.500, 1,234 tokens/s  █▅▁"
+    ]  # fmt: skip
+    assert shown(history(2.0, None))[1] == "  version 2, no loss known, validation 2.500, 1,234 tokens/s"
+    (row,) = run_losses.rows(look, {TRAINED: history(*map(float, range(100, 0, -1)))})
+    assert (
+        len(row.losses) == 20 and row.losses[0] == 98.0 and row.losses[-1] == 3.0 and run_losses.curve(row.losses)[::19] == "█▁"
+    )
+    assert run_losses.rows(look, {})[0].version is None and run_losses.curve((1.0, 1.0)) == "▁▁"
 
 
 def test_a_small_screen_keeps_the_newest_events_and_says_what_is_left_out() -> None:

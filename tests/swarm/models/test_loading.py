@@ -110,6 +110,10 @@ def test_loading_says_how_much_of_the_blocks_was_read(checkpoints: Checkpoints) 
     load_parts(checkpoint, Span(0, 2), dtype=torch.float32, on_read=lambda done, total: told.append((done, total)))
     total = sum(checkpoint.tensors[name].num_values for name in stored_names(checkpoint, Blocks(0, 2)))
     assert told == sorted(told) and told[-1] == (total, total) and len(told) > 10
+    told.clear()
+    load_ends(checkpoint, dtype=torch.float32, on_read=lambda done, total: told.append((done, total)))
+    total = sum(checkpoint.tensors[name].num_values for name in stored_names(checkpoint, Ends()))
+    assert told == sorted(told) and told[-1] == (total, total) and len(told) > 1
 
 
 def test_a_span_holds_its_own_weights_and_no_ends(checkpoints: Checkpoints) -> None:
