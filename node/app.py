@@ -23,8 +23,8 @@ from node.measuring import Measures, measuring
 from node.node_services import NodeServices
 from node.placement import neighbours
 from node.placement.announcing import Announcement
-from node.runs.node_run import NodeRun
-from node.runs.pause_switch import PauseSwitch
+from node.runs.stage.node_run import NodeRun
+from node.runs.stage.pause_switch import PauseSwitch
 from node.serving.worked import Worked
 from node.telling import keep_telling
 from protocols.ids import ModelId

@@ -10,8 +10,8 @@ from node.events import OnEvent
 from node.gradients.frozen_stages import FrozenStages
 from node.measuring import Measures
 from node.operating.orders import Orders
-from node.runs.node_run import NodeRun
-from node.runs.pause_switch import PauseSwitch
+from node.runs.stage.node_run import NodeRun
+from node.runs.stage.pause_switch import PauseSwitch
 from node.serving.dispatcher import Dispatcher
 from node.training.servicer import TrainingServicer
 from protocols.weights_id import Weights

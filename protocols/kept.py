@@ -3,7 +3,7 @@
     restore    Restore -> Restored      trainer -> stage: take your units of this checkpoint from a keeper, also if yours are newer
 
 A keeper says in its `run_status` which version it keeps. A stage that is behind takes it by itself; one that is ahead goes back only if it
-is told to, and finds that no stage has a later version of some unit (`node/runs/restoring.py`).
+is told to, and finds that no stage has a later version of some unit (`node/runs/stage/restoring.py`).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from swarm.weights.uploader import Uploader
 
 
 class Training(Protocol):
-    """A node's part in a training run (`node/runs/node_run.py`): its model is the run's, and its host's units are trained."""
+    """A node's part in a training run (`node/runs/stage/node_run.py`): its model is the run's, and its host's units are trained."""
 
     def source(self, *arguments: Any) -> ModelSource:
         """Where the run's version 0 comes from; arguments as of `ModelSource`."""

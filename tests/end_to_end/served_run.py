@@ -23,9 +23,9 @@ import transformers
 from node.cli.flags.command_options import Hosting
 from node.cli.host.node import read as read_config
 from node.config import Serve
-from node.runs.publisher import PUBLISH_EVERY_S
-from node.runs.trainer import TrainConfig, run_trainer
-from node.runs.trainer_part import AfterStep
+from node.runs.trainer.part import AfterStep
+from node.runs.trainer.publisher import PUBLISH_EVERY_S
+from node.runs.trainer.trainer import TrainConfig, run_trainer
 from node.training.spec.reading import read
 from protocols.units import Blocks, Ends, Unit
 from swarm.models.fresh import FreshModel

@@ -10,8 +10,8 @@ import pytest
 from node.cli.flags.command_options import Hosting
 from node.cli.host.node import read as read_config
 from node.config import Serve
-from node.runs.trainer import TrainConfig, run_trainer
-from node.runs.trainer_part import AfterStep
+from node.runs.trainer.part import AfterStep
+from node.runs.trainer.trainer import TrainConfig, run_trainer
 from node.training.spec.reading import read
 from protocols.held import whole_versions
 from swarm.rpc.pool import ChannelPool

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from node.runs.local_trainer import train_locally
+from node.runs.trainer.local_trainer import train_locally
 from node.training.checkpoint.folder import CheckpointFolder
 from node.training.metrics import Row, VersionRow
 from node.training.spec.reading import read

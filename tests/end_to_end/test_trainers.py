@@ -6,7 +6,7 @@ import json
 import signal
 from pathlib import Path
 
-from node.runs.local_trainer import train_locally
+from node.runs.trainer.local_trainer import train_locally
 from node.training.spec.reading import read
 from scripts.run_files import write_run
 from tests.end_to_end.processes import NodeProcess, ProcessPool

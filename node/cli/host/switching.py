@@ -10,7 +10,7 @@ from typing import Self
 
 from node.cli.terminal import keys
 from node.events import Event, OnEvent
-from node.runs.pause_switch import PauseSwitch
+from node.runs.stage.pause_switch import PauseSwitch
 from node.train_hours import TrainHours
 
 

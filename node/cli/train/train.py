@@ -109,7 +109,7 @@ def _train(run_file: RunFile, flags: Training) -> None:
     config = node.read([Serve(model=run_file.name)], flags.hosting())
     descriptors.raise_limit()
     with _loading():
-        from node.runs.trainer import TrainConfig, run_trainer
+        from node.runs.trainer.trainer import TrainConfig, run_trainer
         from node.training.report.tensorboard import TensorBoard
         from swarm import trace
 
@@ -137,7 +137,7 @@ def _train(run_file: RunFile, flags: Training) -> None:
 
 def _train_locally(run_file: RunFile, flags: Training) -> None:
     with _loading():
-        from node.runs.local_trainer import train_locally
+        from node.runs.trainer.local_trainer import train_locally
         from node.training.report.tensorboard import TensorBoard
         from swarm import places
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from node.cli.train.train_display import LineDisplay, LiveDisplay, open_display, sparks, version_line
 from node.events import Event
-from node.runs.local_trainer import train_locally
+from node.runs.trainer.local_trainer import train_locally
 from node.training.metrics import EventRow, VersionRow, mean_row
 from node.training.spec.reading import read
 from scripts.run_files import write_run

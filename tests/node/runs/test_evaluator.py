@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from node.runs.batch_source import drawn
-from node.runs.evaluator import Evaluator
-from node.runs.journal import Journal
-from node.runs.sampler import whole_letters
+from node.runs.trainer.batch_source import drawn
+from node.runs.trainer.evaluator import Evaluator
+from node.runs.trainer.journal import Journal
+from node.runs.trainer.sampler import whole_letters
 from node.training.data.micro_batch import MicroBatch
 from node.training.metrics import FILE, MetricsFile
 from node.training.spec.run_file import EvaluationSection

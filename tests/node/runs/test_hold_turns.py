@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from node.runs.hold_turns import HoldTurns
+from node.runs.stage.hold_turns import HoldTurns
 from protocols.errors import OverloadedError
 from tests.node.training.toy_run import new_identity
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from node.runs import journal_server
-from node.runs.journal_server import WINDOW_S, JournalServer
-from node.runs.notes import MAX_EVALUATIONS, MAX_EVENTS, MAX_VERSIONS, MAX_WITH_SAMPLES, Notes, noted_of, read_noted
+from node.runs.trainer import journal_server
+from node.runs.trainer.journal_server import WINDOW_S, JournalServer
+from node.runs.trainer.notes import MAX_EVALUATIONS, MAX_EVENTS, MAX_VERSIONS, MAX_WITH_SAMPLES, Notes, noted_of, read_noted
 from node.training.metrics import EvaluationRow, EventRow, MetricsFile, VersionRow
 from protocols import journal
 from protocols.errors import ModelNotFoundError, OverloadedError

@@ -9,8 +9,8 @@ from datetime import datetime
 
 import pytest
 
-from node.runs import pause_switch
-from node.runs.pause_switch import BY_HAND, PauseSwitch
+from node.runs.stage import pause_switch
+from node.runs.stage.pause_switch import BY_HAND, PauseSwitch
 from node.train_hours import TrainHours
 
 NIGHT = TrainHours.parse("23-7")

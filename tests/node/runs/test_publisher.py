@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from node.runs.publisher import Publisher
+from node.runs.trainer.publisher import Publisher
 from protocols.ids import ModelId
 from protocols.runs import BatchRule, DataRule, RunSpec
 from swarm.clock import Clock

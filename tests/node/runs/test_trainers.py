@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from node.runs.leaving import hand_over
+from node.runs.stage.leaving import hand_over
 from node.training.unit_state import UnitState
 from protocols.errors import DiskFullError, NonFiniteGradientError
 from protocols.ids import Span

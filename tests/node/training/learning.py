@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from node.runs.batch_source import drawn
+from node.runs.trainer.batch_source import drawn
 from node.training.data.micro_batch import NO_TARGET, MicroBatch
 from node.training.local import LocalRun
 from node.training.stage import Stage

@@ -19,12 +19,12 @@ from typing import Any
 from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event
-from node.runs.buddy_copies import Forms
-from node.runs.copier import Copier
-from node.runs.holding import Holding
-from node.runs.restoring import Restoring
-from node.runs.runs_here import RunsHere
-from node.runs.taking_part import TakingPart
+from node.runs.stage.buddy_copies import Forms
+from node.runs.stage.holding import Holding
+from node.runs.stage.restoring import Restoring
+from node.runs.stage.runs_here import RunsHere
+from node.runs.stage.taking_part import TakingPart
+from node.runs.trainer.copier import Copier
 from node.training.run_units import RunUnits, StepHooks
 from node.training.servicer import TrainingServicer
 from node.training.stage import Stage
@@ -76,7 +76,7 @@ class Folder:
 
 
 class RunNode:
-    """One stage of a run: what `node/runs/run_part.py` makes of a host, without serving."""
+    """One stage of a run: what `node/runs/stage/run_part.py` makes of a host, without serving."""
 
     def __init__(
         self,
@@ -195,7 +195,7 @@ class Drawing:
 
 
 class RunTrainer:
-    """A trainer: what `node/runs/trainer_part.py` makes, without a file and metrics."""
+    """A trainer: what `node/runs/trainer/part.py` makes, without a file and metrics."""
 
     def __init__(
         self, run: ModelId, spec: RunSpec, num_blocks: int, folder: Folder, draw: Draw, holds_by: Clock | None = None

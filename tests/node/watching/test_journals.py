@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from node.runs.journal_server import JournalServer
 from node.runs.newest_loss import newest_loss
-from node.runs.notes import Notes, noted_of
+from node.runs.trainer.journal_server import JournalServer
+from node.runs.trainer.notes import Notes, noted_of
 from node.watching import journals
 from node.watching.journals import Followed, Journals, merged, trainers_of
 from protocols import services

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from node.runs.notes import Notes
+from node.runs.trainer.notes import Notes
 from node.training.metrics import MetricsFile
 from node.training.report.history import History
 from node.watching.journals import Followed, merged

@@ -1,6 +1,6 @@
 """A trainer: data and no parameters; several may train one run.
 
-`run_trainer` shows the whole sequence; what it does in the run is in `trainer_part.py`. The caller gets `Event`s and a line of metrics for
+`run_trainer` shows the whole sequence; what it does in the run is in `part.py`. The caller gets `Event`s and a line of metrics for
 each version, and ends it by cancelling its task: stages keep what they have, and another trainer goes on from there. This is where a
 gradient's path begins (G1); which trainer coordinates is found in `swarm/training/turns.py`.
 """
@@ -20,19 +20,19 @@ from node.events import Event, OnEvent
 from node.joining import meet, peer_config, record_of
 from node.measuring import measuring
 from node.metrics import TRAINER
-from node.runs.batch_source import batches_of, drawn
-from node.runs.copier import HOLD_EVERY_S, Copier
-from node.runs.evaluator import Evaluator
-from node.runs.journal import Comings, Journal
 from node.runs.keeper_server import model_of
 from node.runs.keeping import Keeping
-from node.runs.notes import Notes, read_noted
 from node.runs.opening import OpenRun, Progress, RunData, RunOpener, open_validation, read_data, reading
-from node.runs.publisher import PUBLISH_EVERY_S, Publisher
-from node.runs.run_reports import RunReports
-from node.runs.sampler import ServedSamples
-from node.runs.trainer_part import AfterStep, Joined, TrainerPart
-from node.runs.trainer_services import TrainerServices
+from node.runs.trainer.batch_source import batches_of, drawn
+from node.runs.trainer.copier import HOLD_EVERY_S, Copier
+from node.runs.trainer.evaluator import Evaluator
+from node.runs.trainer.journal import Comings, Journal
+from node.runs.trainer.notes import Notes, read_noted
+from node.runs.trainer.part import AfterStep, Joined, TrainerPart
+from node.runs.trainer.publisher import PUBLISH_EVERY_S, Publisher
+from node.runs.trainer.run_reports import RunReports
+from node.runs.trainer.sampler import ServedSamples
+from node.runs.trainer.services import TrainerServices
 from node.training.metrics import MetricsFile, OnRow
 from node.training.spec.run_file import RunFile
 from protocols.records import PeerRecord

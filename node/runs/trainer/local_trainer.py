@@ -10,9 +10,9 @@ from typing import Any, Self
 import torch
 
 from node.events import OnEvent
-from node.runs.journal import Journal
 from node.runs.opening import RunData, open_validation, read_data, reading
-from node.runs.sampler import SAMPLE_TOKENS
+from node.runs.trainer.journal import Journal
+from node.runs.trainer.sampler import SAMPLE_TOKENS
 from node.training.data.batches import Batches
 from node.training.initial import draw_checkpoint, manifest_of_base, manifest_of_run
 from node.training.local import LocalRun, LocalStep

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 
 from node.events import Event, OnEvent
 from node.hardware import free_memory_bytes
-from node.runs.buddy_copies import BuddyCopies, Forms
-from node.runs.hold_turns import HoldTurns
+from node.runs.stage.buddy_copies import BuddyCopies, Forms
+from node.runs.stage.hold_turns import HoldTurns
 from node.training.run_units import RunUnits
 from protocols.errors import BadRequestError, OverloadedError, VersionMismatchError
 from protocols.held import MAX_HELD, Held, Hold, whole_versions

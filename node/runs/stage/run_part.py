@@ -16,14 +16,14 @@ from node.device.thread import Device
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
 from node.hosting.replacing import Replacer
-from node.runs.buddy_copies import Forms
-from node.runs.holding import Holding
 from node.runs.keeping import Keeping
-from node.runs.leaving import hand_over
-from node.runs.publishing import Publishing
-from node.runs.restoring import Restoring
-from node.runs.runs_here import RunsHere
-from node.runs.taking_part import TakingPart
+from node.runs.stage.buddy_copies import Forms
+from node.runs.stage.holding import Holding
+from node.runs.stage.leaving import hand_over
+from node.runs.stage.publishing import Publishing
+from node.runs.stage.restoring import Restoring
+from node.runs.stage.runs_here import RunsHere
+from node.runs.stage.taking_part import TakingPart
 from node.serving.host import Host
 from node.training.compute_format import Compute
 from node.training.graph_memory import Recompute

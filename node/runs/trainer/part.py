@@ -6,10 +6,10 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from node.runs.batch_source import BatchSource, batches_of
 from node.runs.keeping import Keeping
 from node.runs.opening import OpenRun, RunData
-from node.runs.run_reports import RunReports
+from node.runs.trainer.batch_source import BatchSource, batches_of
+from node.runs.trainer.run_reports import RunReports
 from node.training.contribution import Contribution
 from protocols.about import Trained
 from protocols.errors import SwarmError

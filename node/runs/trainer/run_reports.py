@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from node.events import Event, OnEvent
-from node.runs.journal import Journal
+from node.runs.trainer.journal import Journal
 from node.training.metrics import VersionRow
 from node.training.optimizer.schedule import learning_rate
 from protocols.errors import SwarmError

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from node.device.training_time import Priority
 from node.events import Event, OnEvent
-from node.runs.holding import Holding
+from node.runs.stage.holding import Holding
 from node.training.run_units import RunUnits
 from node.training.trained_stage import TrainedStage
 from protocols.errors import NoRouteError, SwarmError

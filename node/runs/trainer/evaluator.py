@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from node.events import Event, OnEvent
-from node.runs.journal import Journal
+from node.runs.trainer.journal import Journal
 from node.training.data.micro_batch import MicroBatch
 from node.training.metrics import mean_row
 from node.training.spec.run_file import EvaluationSection

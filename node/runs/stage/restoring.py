@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from node.runs.taking_part import TakingPart
+from node.runs.stage.taking_part import TakingPart
 from protocols.errors import BadRequestError, NotAgreedError, SwarmError
 from protocols.ids import PeerId, short_peer
 from protocols.kept import Kept

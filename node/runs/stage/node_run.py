@@ -20,10 +20,10 @@ from node.placement.presence import Presence
 from node.runs.keeper_server import model_of
 from node.runs.keeping import Keeping, StageHere
 from node.runs.opening import OpenRun, RunOpener, read_data
-from node.runs.pause_switch import PauseSwitch
-from node.runs.run_part import RunPart, RunSettings
-from node.runs.run_source import RunSource
-from node.runs.runs_here import RunsHere
+from node.runs.stage.pause_switch import PauseSwitch
+from node.runs.stage.run_part import RunPart, RunSettings
+from node.runs.stage.run_source import RunSource
+from node.runs.stage.runs_here import RunsHere
 from node.serving.dispatcher import Dispatcher
 from node.serving.host import Host
 from node.training.servicer import TrainingServicer

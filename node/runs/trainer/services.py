@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from node.about import AboutHere
-from node.runs.journal_server import JournalServer
 from node.runs.keeper_server import KeeperServer
-from node.runs.lease_handler import LeaseHandler
-from node.runs.notes import Notes
-from node.runs.trainer_part import TrainerPart
+from node.runs.trainer.journal_server import JournalServer
+from node.runs.trainer.lease_handler import LeaseHandler
+from node.runs.trainer.notes import Notes
+from node.runs.trainer.part import TrainerPart
 from protocols.ids import ModelId
 from swarm.rpc.call import Handlers
 from swarm.weights.uploader import Uploader

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from node.runs.notes import Notes
+from node.runs.trainer.notes import Notes
 from protocols import services
 from protocols.errors import ModelNotFoundError, OverloadedError
 from protocols.ids import ModelId, PeerId

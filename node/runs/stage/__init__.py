@@ -1,0 +1,1 @@
+"""A node's part in a run, and the units that it trains."""

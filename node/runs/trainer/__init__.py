@@ -1,0 +1,1 @@
+"""A process that feeds data to a run."""
