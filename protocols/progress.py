@@ -3,7 +3,7 @@
 The session's client asks if answers are late.
 
 A client that gets no reply must find the hop that keeps the steps. So it asks each hop itself, past the other hops, and compares what
-they say (`swarm/inference/suspicion.py`). Numbers of steps count from the session's first: 3 = the steps 0, 1 and 2.
+they say (`swarm/inference/client/suspicion.py`). Numbers of steps count from the session's first: 3 = the steps 0, 1 and 2.
 """
 
 from __future__ import annotations

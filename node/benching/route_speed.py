@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from protocols.inference import Route
-from swarm.inference.session import Session
+from swarm.inference.client.session import Session
 from swarm.thin.model import ThinModel
 
 WARM_TOKENS, TOKENS = 4, 32

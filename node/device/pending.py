@@ -12,7 +12,7 @@ from node.device import fairness, forward_size
 from node.device.work import Request, Step
 from protocols.errors import SwarmError
 from protocols.inference import Crop
-from swarm.inference.compute import Output
+from swarm.inference.hop.compute import Output
 
 
 @dataclass(slots=True, eq=False)

@@ -24,7 +24,7 @@ from node.device.work import HeldSequences, Request, Task
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId
 from swarm.clock import SYSTEM
-from swarm.inference.compute import Output
+from swarm.inference.hop.compute import Output
 
 MAX_WAITING = 1_024
 """Limit of the waiting steps of one host; the next one is refused."""

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 
 from protocols.errors import BadRequestError
 from protocols.logit_changes import LogitChanges
-from swarm.inference.compute import EndsShape
+from swarm.inference.hop.compute import EndsShape
 from swarm.models.loading import EndsModel
 from swarm.models.stand_in import Tap, replace_blocks
 

@@ -28,7 +28,7 @@ from protocols import units
 from protocols.errors import CacheFullError, ModelNotSupportedError
 from protocols.ids import Span
 from swarm import waiting
-from swarm.inference.grants import Served
+from swarm.inference.hop.grants import Served
 from swarm.models.checkpoint import Checkpoint
 from swarm.models.loading import EndsModel, load_ends, load_parts
 from swarm.models.parts import SpanParts

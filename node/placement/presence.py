@@ -17,7 +17,7 @@ from protocols.records import PeerRecord
 from protocols.roles import Role
 from protocols.units import Blocks, Unit
 from protocols.weights_id import Weights
-from swarm.inference.grants import Served
+from swarm.inference.hop.grants import Served
 from swarm.peer.peer import Peer
 from swarm.placement.members import Member
 

@@ -27,7 +27,7 @@ from protocols.ids import PeerId, SessionId, Span, short_peer
 from protocols.records import PeerRecord
 from swarm.asking import Ping, answers
 from swarm.clock import SYSTEM, Clock
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.placement.members import Member
 from swarm.routing.router import Router
 from swarm.rpc.pool import ChannelPool

@@ -19,7 +19,7 @@ from node.engines import ends as own_ends
 from protocols.logit_changes import LogitChanges
 from protocols.step_spec import StepSpec
 from swarm.inference import chunks
-from swarm.inference.compute import Output
+from swarm.inference.hop.compute import Output
 
 if TYPE_CHECKING:
     from node.engines.ends import Ends

@@ -16,7 +16,7 @@ from protocols.inference import Attach, Open
 from protocols.progress import Progress, ProgressRequest
 from protocols.units import Blocks, is_part
 from protocols.weights_id import Weights, difference
-from swarm.inference.hops import Hops
+from swarm.inference.hop.hops import Hops
 from swarm.rpc.call import Call, Handler
 
 

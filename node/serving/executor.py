@@ -29,7 +29,7 @@ from node.serving.part_engines import PartEngines
 from node.serving.worked import WorkCounter
 from protocols.errors import CacheFullError, DeadlineError, InternalError, OverloadedError, SwarmError
 from swarm.inference import rows as row_operations
-from swarm.inference.compute import Output
+from swarm.inference.hop.compute import Output
 from swarm.models.default_dtype import computing
 
 if TYPE_CHECKING:

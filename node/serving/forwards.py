@@ -19,7 +19,7 @@ from node.serving import step as steps
 from node.serving.part_engines import PartEngines
 from node.serving.step import Batch
 from swarm import trace
-from swarm.inference.compute import Output
+from swarm.inference.hop.compute import Output
 
 if TYPE_CHECKING:
     from node.engines.ends import Ends

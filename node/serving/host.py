@@ -27,8 +27,8 @@ from protocols.inference import Grant
 from protocols.units import ENDS
 from swarm.access import Gate
 from swarm.clock import SYSTEM, Clock
-from swarm.inference.grants import Served
-from swarm.inference.hops import HopLimits, Hops
+from swarm.inference.hop.grants import Served
+from swarm.inference.hop.hops import HopLimits, Hops
 from swarm.rpc.pool import ChannelPool
 from swarm.streams.dials import Dials
 from swarm.streams.links import Links

@@ -17,7 +17,7 @@ from node.serving.executor import Executor
 from node.serving.part_engines import MakePart, PartEngines
 from protocols.errors import PeerUnreachableError
 from protocols.ids import PeerId
-from swarm.inference.compute import Output
+from swarm.inference.hop.compute import Output
 
 if TYPE_CHECKING:
     from node.engines.ends import Ends

@@ -15,8 +15,8 @@ from protocols.errors import BadRequestError, PeerUnreachableError
 from protocols.ids import short, short_peer
 from protocols.inference import Attach, Close, History, Message, Open, Reroute, Step
 from swarm import log_ids
-from swarm.inference.hop import Hop
-from swarm.inference.hops import Hops
+from swarm.inference.hop.hop import Hop
+from swarm.inference.hop.hops import Hops
 from swarm.rpc.call import Call, Handlers
 from swarm.rpc.first_message import first_message
 from swarm.rpc.stream import Stream

@@ -17,7 +17,7 @@ from node.serving.runner import Runner
 from protocols.errors import OverloadedError
 from protocols.ids import PeerId, SessionId, Span
 from protocols.inference import PASS_ON, Op, StepSpec
-from swarm.inference.compute import Output, SessionCompute
+from swarm.inference.hop.compute import Output, SessionCompute
 
 
 class SessionSequences:

@@ -18,7 +18,7 @@ from node.serving import batch as edges
 from protocols.defaults import MAX_STEP_TOKENS
 from protocols.errors import BadRequestError, InternalError, SwarmError
 from protocols.words import counted
-from swarm.inference.compute import Output
+from swarm.inference.hop.compute import Output
 from swarm.models.default_dtype import computing
 
 if TYPE_CHECKING:

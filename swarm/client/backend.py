@@ -2,7 +2,7 @@
 
 Two small interfaces without an implementation; a step goes through every block.
 
-`connection.py` is the real one, over `swarm.inference.session`; the tests have one that runs the engines in this process.
+`connection.py` is the real one, over `swarm.inference.client.session`; the tests have one that runs the engines in this process.
 
 Shapes: T new tokens of all sequences (one flat token axis), T' of them wanted back, H hidden size, E width of the embeddings that callers
 may bring, V tokens of the vocabulary.

@@ -33,7 +33,7 @@ from swarm.client.loop import BackgroundLoop, background_loop, in_forked_child
 from swarm.client.peers import PeerPool, SharedPeer
 from swarm.client.remote_pass import PassWays
 from swarm.client.swarm_backend import SwarmBackend
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.meeting import keyring, known_peers
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import ANYBODY, Entry, enter

@@ -12,9 +12,9 @@ from protocols.errors import NonFiniteGradientError, NoRouteError, SwarmError
 from protocols.ids import PeerId, Span
 from protocols.route import Route
 from protocols.weights_id import Weights
-from swarm.inference import hearsay
-from swarm.inference.hearsay import Refusal
-from swarm.inference.route_search import REFUSED_S
+from swarm.inference.client import hearsay
+from swarm.inference.client.hearsay import Refusal
+from swarm.inference.client.route_search import REFUSED_S
 from swarm.routing.router import Router
 from swarm.training.chain import PassError
 from swarm.waiting import Wait

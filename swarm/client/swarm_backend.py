@@ -20,7 +20,7 @@ from swarm.client.backend import StepRequest
 from swarm.client.loop import BackgroundLoop
 from swarm.client.remote_pass import PassWays
 from swarm.client.swarm_pass import SwarmPass
-from swarm.inference.session import Session
+from swarm.inference.client.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -39,7 +39,7 @@ class Output(Protocol):
 
 
 class Steps(Protocol):
-    """What a `TokenSequence` needs of `swarm.inference.session.Session`."""
+    """What a `TokenSequence` needs of `swarm.inference.client.session.Session`."""
 
     tracer: StepTracer
     timings: Timings

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.weights_id import Weights
 from swarm import waiting
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.meeting import keyring
 from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.meeting.entering import ANYBODY, Entry

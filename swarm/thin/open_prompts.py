@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from protocols.errors import SwarmError
-from swarm.inference.session import Session
+from swarm.inference.client.session import Session
 from swarm.thin.generation import TokenSequence
 
 REFUSED_S = 60

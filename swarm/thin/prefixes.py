@@ -1,6 +1,6 @@
 """Sessions of one model, found by their first tokens.
 
-This is the client's side of the prefix cache; `swarm/inference/kept_sessions.py` is the side of the hops.
+This is the client's side of the prefix cache; `swarm/inference/hop/kept_sessions.py` is the side of the hops.
 
 Hops know a session by its client and id, not by its tokens: only the client knows which tokens they hold, and a client that lied about
 them would mislead itself alone. So tokens are compared here, exactly, and not by a hash.
@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from swarm.inference.session import Session
+from swarm.inference.client.session import Session
 from swarm.thin.open_prompts import OpenPrompts, num_common
 
 KEEP_S = 300

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import transformers
 
-from swarm.inference.session import Session
+from swarm.inference.client.session import Session
 from swarm.thin.generation import Constraint, Limits, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
 from swarm.thin.scoring import Scored, ScoringChooser

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.streams.links import Links
 from swarm.thin.generation import Limits, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling

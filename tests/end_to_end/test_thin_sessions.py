@@ -21,10 +21,10 @@ from protocols.defaults import REPLY_BYTES
 from protocols.errors import BadRequestError, NoRouteError
 from protocols.inference import WANT_ALL, Crop, Rows, StepSpec
 from protocols.units import ENDS
-from swarm.inference.compute import EndsShape
-from swarm.inference.process_step import _check_pooled
+from swarm.inference.client.session import Session
+from swarm.inference.hop.compute import EndsShape
+from swarm.inference.hop.process_step import _check_pooled
 from swarm.inference.requests import SessionConfig, StepInput, reply_format
-from swarm.inference.session import Session
 from tests.end_to_end.wire import WireSwarm
 from tests.families import make_checkpoint
 from tests.swarm.inference.toy import until
@@ -329,7 +329,7 @@ def test_embeddings_that_make_no_sense_are_refused(swarms: Swarms, what: str) ->
 
 def test_logits_of_a_long_prompt_come_in_replies_of_bounded_size(swarms: Swarms, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a vocabulary of a thousand times this one, all logits of a prompt would be gigabytes."""
-    for module in ("swarm.inference.requests", "swarm.inference.process_step"):
+    for module in ("swarm.inference.requests", "swarm.inference.hop.process_step"):
         monkeypatch.setattr(f"{module}.REPLY_BYTES", 5 * 256 * 4)
     swarm = swarms.start(SPANS[2])
 

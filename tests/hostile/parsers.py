@@ -24,7 +24,7 @@ from protocols.weights import TensorEntry
 from protocols.weights_id import Weights
 from swarm import access_lists
 from swarm.dht.address import PeerAddress
-from swarm.inference import grants
+from swarm.inference.hop import grants
 from swarm.meeting import known_peers
 from swarm.meeting.invitation import Invitation
 from swarm.rpc import auth

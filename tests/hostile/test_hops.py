@@ -21,8 +21,8 @@ from protocols.defaults import GRANT_LIFE_S, STALL_S
 from protocols.errors import UnauthenticatedError
 from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Hop, Reroute
-from swarm.inference.hops import HopLimits
-from swarm.inference.pace import EPOCHS_S, MAX_EPOCHS
+from swarm.inference.hop.hops import HopLimits
+from swarm.inference.hop.pace import EPOCHS_S, MAX_EPOCHS
 from swarm.rpc.dialling import CONNECT_S
 from swarm.streams.dials import MAX_DIALS_PER_CLIENT
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of, step_of

@@ -12,7 +12,7 @@ import torch
 
 from protocols.errors import BY_CODE, BadRequestError, ModelMismatchError, SwarmError
 from protocols.ids import Span, short_peer
-from swarm.inference import hearsay
+from swarm.inference.client import hearsay
 from swarm.streams.message_stream import MessageStreamLimits
 from tests.hostile.liars import Accuser, Modest, Refuser
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference

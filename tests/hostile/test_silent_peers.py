@@ -21,7 +21,7 @@ from protocols.ids import Span
 from protocols.records import PeerRecord
 from protocols.weights_id import Weights
 from swarm.asking import AT_ONCE, HELLO_S
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.routing.router import Router
 from swarm.streams.links import Links
 from tests.hosting import hosted, loaded

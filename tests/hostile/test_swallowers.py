@@ -19,12 +19,12 @@ from protocols.errors import NoRouteError
 from protocols.ids import Span
 from protocols.inference import History
 from swarm.inference import histories
-from swarm.inference.hop import Hop
-from swarm.inference.legs import MAX_RIVALS
-from swarm.inference.pending import Pending
-from swarm.inference.session import Session, SessionConfig
-from swarm.inference.suspicion import Kind, Verdict
-from swarm.inference.watch import BUSY_FACTOR, Watch
+from swarm.inference.client.legs import MAX_RIVALS
+from swarm.inference.client.pending import Pending
+from swarm.inference.client.session import Session, SessionConfig
+from swarm.inference.client.suspicion import Kind, Verdict
+from swarm.inference.client.watch import BUSY_FACTOR, Watch
+from swarm.inference.hop.hop import Hop
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStreamLimits
 from tests.hostile.liars import LIES, Modest, Swallower

@@ -11,7 +11,7 @@ import pytest
 
 HEAVY = ("torch", "transformers", "hivemind", "numpy", "safetensors")
 UNWANTED = {
-    "swarm.inference.session": HEAVY,
+    "swarm.inference.client.session": HEAVY,
     "swarm.streams.links": HEAVY,
     "swarm.routing.router": HEAVY,
     "swarm.rpc.pool": HEAVY,

@@ -14,7 +14,7 @@ from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.ids import ModelId
 from protocols.tensors import COMPUTE_DTYPES
 from protocols.weights_id import Weights
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.peer.peer import Peer
 from swarm.routing.regard import regard_of
 from swarm.routing.router import Router

@@ -26,7 +26,7 @@ from protocols.errors import InternalError, ModelNotSupportedError
 from protocols.ids import ModelId, PeerId, Span
 from protocols.units import ENDS, Blocks, Unit
 from protocols.weights_id import Weights
-from swarm.inference.grants import Served
+from swarm.inference.hop.grants import Served
 from swarm.models import loading
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import EndsModel

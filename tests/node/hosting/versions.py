@@ -33,7 +33,7 @@ from protocols.records import PeerRecord
 from protocols.units import Blocks, Unit
 from protocols.weights_id import Weights
 from swarm import places
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_parts
 from swarm.models.parts import SpanParts

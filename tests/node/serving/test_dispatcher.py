@@ -14,7 +14,7 @@ from protocols.errors import NoRouteError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
 from protocols.weights_id import Weights
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.routing.router import Router
 from swarm.streams.links import Links
 from tests.hosting import hosted

@@ -14,9 +14,9 @@ from protocols.errors import OverloadedError, UnauthenticatedError
 from protocols.ids import ModelId, PeerId, SessionId, Span
 from protocols.inference import Grant
 from protocols.weights_id import Weights
-from swarm.inference.closed import MAX_CLIENTS, MAX_PER_CLIENT, Closed
-from swarm.inference.pace import EPOCHS_S, MAX_EPOCHS, Pace, delay_s
-from swarm.inference.shares import to_give_way
+from swarm.inference.hop.closed import MAX_CLIENTS, MAX_PER_CLIENT, Closed
+from swarm.inference.hop.pace import EPOCHS_S, MAX_EPOCHS, Pace, delay_s
+from swarm.inference.hop.shares import to_give_way
 from swarm.streams.dials import Dials
 
 SPAN = Span(0, 2)

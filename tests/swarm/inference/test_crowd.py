@@ -25,8 +25,8 @@ from node.engines.engine import choose_engine
 from node.serving.host import HostEngines
 from protocols.errors import OverloadedError
 from protocols.ids import Span
-from swarm.inference.hops import HopLimits
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
+from swarm.inference.hop.hops import HopLimits
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
 from swarm.streams.links import Links

@@ -15,7 +15,7 @@ from torch import Tensor
 from protocols.errors import PeerUnreachableError
 from protocols.inference import Crop, Expect, Fork, Open, Repeat
 from protocols.units import Blocks
-from swarm.inference.session import Session
+from swarm.inference.client.session import Session
 from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, until
 

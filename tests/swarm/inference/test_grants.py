@@ -16,8 +16,8 @@ from protocols.ids import ModelId, SessionId
 from protocols.inference import Grant, Hop
 from protocols.units import Blocks
 from protocols.weights_id import Weights
-from swarm.inference import grants
-from swarm.inference.grants import CLOCK_ALLOWANCE_S, Served
+from swarm.inference.hop import grants
+from swarm.inference.hop.grants import CLOCK_ALLOWANCE_S, Served
 from tests.swarm.inference.toy import new_identity
 
 MODEL = ModelId("toy", "ab" * 32)

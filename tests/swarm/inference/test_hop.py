@@ -18,11 +18,11 @@ from protocols.errors import BadRequestError, SwarmError, UnauthenticatedError
 from protocols.ids import SessionId, Span
 from protocols.inference import Attach, Close, Crop, Expect, History, HopLost, Op, Open, Repeat, Reply, Reroute, Rows
 from protocols.progress import Progress
-from swarm.inference import suspicion
-from swarm.inference.hop import PART_S
-from swarm.inference.hops import HopLimits
-from swarm.inference.pace import MAX_EPOCHS
-from swarm.inference.suspicion import Kind, Verdict
+from swarm.inference.client import suspicion
+from swarm.inference.client.suspicion import Kind, Verdict
+from swarm.inference.hop.hop import PART_S
+from swarm.inference.hop.hops import HopLimits
+from swarm.inference.hop.pace import MAX_EPOCHS
 from swarm.streams.links import Links
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
 from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, random_tokens, reference, until

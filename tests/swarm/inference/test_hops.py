@@ -26,7 +26,7 @@ from protocols.errors import (
 from protocols.ids import ModelId, SessionId
 from protocols.inference import Attach, Close, Expect, Open, Reply
 from protocols.weights_id import Weights
-from swarm.inference.hops import HopLimits
+from swarm.inference.hop.hops import HopLimits
 from tests.swarm.inference.probe import Line, Probe, absent_hop, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToyRow, ToySwarm, ask, new_identity, random_tokens, reference, until
 from tests.virtual_time import Shifted

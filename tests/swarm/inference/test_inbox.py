@@ -11,8 +11,8 @@ import torch
 
 from protocols.ids import Span
 from protocols.inference import Expect, History, HopLost, Reply
-from swarm.inference.compute import Output
-from swarm.inference.hops import HopLimits
+from swarm.inference.hop.compute import Output
+from swarm.inference.hop.hops import HopLimits
 from swarm.streams.inbox import Inbox, weight
 from tests.swarm.inference.probe import FakeHop, Probe, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import WIDTH, ToySwarm, random_tokens, until

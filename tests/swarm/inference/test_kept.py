@@ -13,8 +13,8 @@ from protocols.errors import PeerUnreachableError
 from protocols.ids import SessionId, Span
 from protocols.inference import Close, Expect, Fork, Open, Reply, Route
 from protocols.units import Blocks
-from swarm.inference.hops import HopLimits
-from swarm.inference.session import Session
+from swarm.inference.client.session import Session
+from swarm.inference.hop.hops import HopLimits
 from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, random_tokens, reference, until
 

@@ -17,7 +17,7 @@ from protocols.errors import BadRequestError, NoRouteError
 from protocols.ids import Span
 from protocols.inference import Crop, Expect, HopLost, Repeat, StepSpec
 from protocols.units import Blocks
-from swarm.inference.session import Session
+from swarm.inference.client.session import Session
 from tests.swarm.inference.probe import Probe, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, random_tokens, reference, until
 

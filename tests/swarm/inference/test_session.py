@@ -15,10 +15,10 @@ from protocols import compression
 from protocols.errors import CacheFullError, DeadlineError, NoRouteError
 from protocols.ids import Span
 from protocols.inference import WANT_ALL, Crop, Grant, Repeat, Reply, Rows
-from swarm.inference import session as session_module
-from swarm.inference.hops import HopLimits
-from swarm.inference.leg import Leg
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client import session as session_module
+from swarm.inference.client.leg import Leg
+from swarm.inference.client.session import Session, SessionConfig
+from swarm.inference.hop.hops import HopLimits
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStream
 from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until

@@ -14,8 +14,8 @@ import torch
 
 from protocols.errors import InternalError, PeerUnreachableError
 from protocols.ids import Span
-from swarm.inference.leg import Leg, Loss
-from swarm.inference.session import Session
+from swarm.inference.client.leg import Leg, Loss
+from swarm.inference.client.session import Session
 from tests.swarm.inference.probe import FakeHop
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, until
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from protocols.errors import NoRouteError
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
 from swarm.streams.links import Links
 from swarm.waiting import Wait, Waits
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, reference, until

@@ -12,9 +12,9 @@ from protocols.ids import PeerId
 from protocols.inference import Hop
 from protocols.progress import Progress
 from protocols.units import Blocks
-from swarm.inference import hearsay, suspicion
-from swarm.inference.hearsay import Refusal
-from swarm.inference.suspicion import Kind, Verdict, judge
+from swarm.inference.client import hearsay, suspicion
+from swarm.inference.client.hearsay import Refusal
+from swarm.inference.client.suspicion import Kind, Verdict, judge
 
 NEEDED = 5
 DONE = Progress(epoch=1, received=5, computed=5, sent=5)

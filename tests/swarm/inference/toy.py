@@ -33,9 +33,9 @@ from protocols.records import PeerRecord
 from protocols.units import ENDS, Blocks
 from protocols.weights_id import Weights
 from swarm.clock import SYSTEM, Clock
-from swarm.inference.grants import Served
-from swarm.inference.hops import HopLimits
-from swarm.inference.session import Session, SessionConfig
+from swarm.inference.client.session import Session, SessionConfig
+from swarm.inference.hop.grants import Served
+from swarm.inference.hop.hops import HopLimits
 from swarm.routing.router import Router
 from swarm.rpc import tls
 from swarm.rpc.call import Call

@@ -29,7 +29,7 @@ from protocols.errors import ModelMismatchError, ModelNotFoundError, NoRouteErro
 from protocols.ids import Span
 from swarm.client import SwarmModelForCausalLM, connection
 from swarm.client.loop import BackgroundLoop
-from swarm.inference.hops import Hops
+from swarm.inference.hop.hops import Hops
 from swarm.models.checkpoint import open_checkpoint
 from swarm.models.loading import load_span
 from tests.families import add_byte_tokenizer

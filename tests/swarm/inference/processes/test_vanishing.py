@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from swarm.inference.hops import HopLimits
+from swarm.inference.hop.hops import HopLimits
 from tests.forked import ForkServer
 from tests.swarm.inference.toy import ToySwarm, until
 

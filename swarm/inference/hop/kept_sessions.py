@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from swarm.inference.hop import Key
-    from swarm.inference.sequences import Sequences
+    from swarm.inference.hop.hop import Key
+    from swarm.inference.hop.sequences import Sequences
 
 
 @dataclass(slots=True)

@@ -16,15 +16,15 @@ from protocols.errors import InternalError, SwarmError, VersionGoneError
 from protocols.identity import Identity
 from protocols.inference import Fork, Reply, Step
 from swarm import trace, waiting
-from swarm.inference.accusations import Accusations
-from swarm.inference.lateness import Lateness
-from swarm.inference.leg import Leg, Loss
-from swarm.inference.pending import Pending
-from swarm.inference.repair import Repair
+from swarm.inference.client.accusations import Accusations
+from swarm.inference.client.lateness import Lateness
+from swarm.inference.client.leg import Leg, Loss
+from swarm.inference.client.pending import Pending
+from swarm.inference.client.repair import Repair
+from swarm.inference.client.route_search import RouteSearch
+from swarm.inference.client.step_waits import StepWaits
 from swarm.inference.requests import SessionConfig
 from swarm.inference.retained import Retained
-from swarm.inference.route_search import RouteSearch
-from swarm.inference.step_waits import StepWaits
 from swarm.routing.router import Router
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStream

@@ -1,6 +1,6 @@
 """Steps in flight: each waits for its reply.
 
-What the reply must look like is in `requests.py`.
+What the reply must look like is in `swarm/inference/requests.py`.
 """
 
 from __future__ import annotations

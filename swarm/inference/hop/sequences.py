@@ -16,14 +16,14 @@ from protocols.ids import short
 from protocols.inference import Fork, History, Step
 from protocols.timings import HopTime
 from swarm import faults, measured, trace
-from swarm.inference import process_step
-from swarm.inference.answers import Answers
-from swarm.inference.compute import SessionCompute
 from swarm.inference.downstream import Downstream
+from swarm.inference.hop import process_step
+from swarm.inference.hop.answers import Answers
+from swarm.inference.hop.compute import SessionCompute
+from swarm.inference.hop.place import Place
+from swarm.inference.hop.upstream import Upstream
 from swarm.inference.pieces import PieceRow
-from swarm.inference.place import Place
 from swarm.inference.retained import Loading
-from swarm.inference.upstream import Upstream
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 from protocols.errors import InternalError, PeerUnreachableError, SwarmError
 from protocols.ids import short
 from protocols.inference import Close, Expect, Fork, Grant, HopLost, Message
-from swarm.inference import grants
 from swarm.inference.downstream import Downstream
-from swarm.inference.place import Place
+from swarm.inference.hop import grants
+from swarm.inference.hop.place import Place
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStream
 

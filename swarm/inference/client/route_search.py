@@ -9,8 +9,8 @@ from protocols.ids import PeerId, Span
 from protocols.inference import Route
 from protocols.units import ENDS, Unit
 from protocols.weights_id import Weights
+from swarm.inference.client.step_waits import StepWaits
 from swarm.inference.requests import SessionConfig
-from swarm.inference.step_waits import StepWaits
 from swarm.routing.router import Found, Router
 
 REFUSED_S = 2.0

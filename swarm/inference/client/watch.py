@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 
 from protocols.errors import DeadlineError
-from swarm.inference.leg import Leg
-from swarm.inference.legs import Legs
-from swarm.inference.pending import Pending
+from swarm.inference.client.leg import Leg
+from swarm.inference.client.legs import Legs
+from swarm.inference.client.pending import Pending
+from swarm.inference.client.suspicion import Kind, Verdict
 from swarm.inference.requests import SessionConfig
-from swarm.inference.suspicion import Kind, Verdict
 
 BUSY_FACTOR = 5
 """On a route that has answered before, a hop that says it computes has so many times longer until another route is tried beside it."""

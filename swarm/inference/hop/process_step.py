@@ -22,8 +22,8 @@ from protocols.logit_changes import LogitChanges
 from protocols.tensors import WireTensor
 from protocols.words import counted
 from swarm.inference import chunks
-from swarm.inference.compute import EndsShape, SessionCompute
-from swarm.inference.place import Place
+from swarm.inference.hop.compute import EndsShape, SessionCompute
+from swarm.inference.hop.place import Place
 from swarm.inference.requests import StepOutput
 
 FEW_BYTES = 1 << 14

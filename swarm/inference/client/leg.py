@@ -20,10 +20,10 @@ from protocols.ids import SessionId, short, short_peer
 from protocols.inference import Close, Expect, Fork, Grant, Hop, HopLost, Message, Reply, Route
 from protocols.progress import Progress
 from protocols.weights_id import Weights
-from swarm.inference import suspicion
+from swarm.inference.client import suspicion
+from swarm.inference.client.suspicion import Kind, Verdict
 from swarm.inference.downstream import Downstream
 from swarm.inference.retained import Retained
-from swarm.inference.suspicion import Kind, Verdict
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStream
 

@@ -6,7 +6,7 @@ It takes messages one by one and decides which belong to the session now, and wh
     from below   Expect, HopLost                             Open, Step, …     go down
     client       Attach (at the last hop)                    Reply, HopLost    go to the client
 
-Each of these boundaries is an object: `upstream.py`, `downstream.py` (with `successor.py`, which connects it), `answers.py`.
+Each of these boundaries is an object: `upstream.py`, `answers.py`, and `../downstream.py` (`successor.py` connects it).
 `sequences.py` computes each step once and passes its output on.
 
 Everything that changes the session happens in `run`, in the order of the inbox, so there are no locks. Exception: `Close` is
@@ -28,15 +28,15 @@ from protocols.ids import PeerId, SessionId, Span, short_peer
 from protocols.inference import Attach, Close, Expect, Fork, History, HopLost, Message, Open, Reroute, Step
 from protocols.progress import Progress
 from swarm import faults
-from swarm.inference.answers import Answers
-from swarm.inference.compute import SessionCompute
 from swarm.inference.downstream import Downstream
-from swarm.inference.events import Event, Lost, dismiss, end
-from swarm.inference.pace import Pace
-from swarm.inference.place import Place
-from swarm.inference.sequences import Sequences
-from swarm.inference.successor import Successor
-from swarm.inference.upstream import Upstream
+from swarm.inference.hop.answers import Answers
+from swarm.inference.hop.compute import SessionCompute
+from swarm.inference.hop.events import Event, Lost, dismiss, end
+from swarm.inference.hop.pace import Pace
+from swarm.inference.hop.place import Place
+from swarm.inference.hop.sequences import Sequences
+from swarm.inference.hop.successor import Successor
+from swarm.inference.hop.upstream import Upstream
 from swarm.streams.inbox import Inbox, weight
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from swarm.inference.pending import Pending
+from swarm.inference.client.pending import Pending
 
 
 class Outage:

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from protocols import tensors
 from protocols.defaults import WINDOW_BYTES
 from protocols.inference import Route
-from swarm.inference import suspicion
-from swarm.inference.outage import Outage
-from swarm.inference.pending import Pending
+from swarm.inference.client import suspicion
+from swarm.inference.client.outage import Outage
+from swarm.inference.client.pending import Pending
 from swarm.inference.requests import SessionConfig
 from swarm.inference.retained import Retained
 

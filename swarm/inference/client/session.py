@@ -25,13 +25,13 @@ from protocols.tensors import WireTensor
 from swarm import log_ids, trace
 from swarm.inference import chunks
 from swarm.inference.chunks import Chunk
-from swarm.inference.leg import Leg
-from swarm.inference.legs import Legs
-from swarm.inference.pending import Awaited, Pending
+from swarm.inference.client.leg import Leg
+from swarm.inference.client.legs import Legs
+from swarm.inference.client.pending import Awaited, Pending
+from swarm.inference.client.step_waits import StepWaits
+from swarm.inference.client.watch import Watch
 from swarm.inference.requests import ReplyFormat, StepInput, StepOutput, reply_format
 from swarm.inference.requests import SessionConfig as SessionConfig
-from swarm.inference.step_waits import StepWaits
-from swarm.inference.watch import Watch
 from swarm.routing.router import Router
 from swarm.streams.links import Links
 from swarm.timings import StepTime, Timings

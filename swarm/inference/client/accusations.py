@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from protocols.errors import DeadlineError, NonsenseError
 from protocols.ids import PeerId, short_peer
 from protocols.inference import Route
-from swarm.inference import suspicion
-from swarm.inference.leg import Leg, Loss
-from swarm.inference.suspicion import Kind, Verdict
+from swarm.inference.client import suspicion
+from swarm.inference.client.leg import Leg, Loss
+from swarm.inference.client.suspicion import Kind, Verdict
 from swarm.routing.experience import Experience
 from swarm.tasks import Tasks
 

@@ -18,15 +18,15 @@ from protocols.inference import Attach, Close, Grant, Open, Reroute
 from protocols.words import counted
 from swarm.access import Gate
 from swarm.clock import SYSTEM, Clock
-from swarm.inference import grants
-from swarm.inference.closed import Closed
-from swarm.inference.compute import SessionCompute
-from swarm.inference.hop import Hop, Key
-from swarm.inference.kept_sessions import KeptSessions
-from swarm.inference.pace import EPOCHS_S, Pace
-from swarm.inference.place import Place
-from swarm.inference.sequences import Sequences
-from swarm.inference.shares import to_give_way
+from swarm.inference.hop import grants
+from swarm.inference.hop.closed import Closed
+from swarm.inference.hop.compute import SessionCompute
+from swarm.inference.hop.hop import Hop, Key
+from swarm.inference.hop.kept_sessions import KeptSessions
+from swarm.inference.hop.pace import EPOCHS_S, Pace
+from swarm.inference.hop.place import Place
+from swarm.inference.hop.sequences import Sequences
+from swarm.inference.hop.shares import to_give_way
 from swarm.streams.dials import MAX_DIALS
 from swarm.streams.links import Links
 from swarm.tasks import Tasks

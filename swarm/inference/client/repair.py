@@ -13,14 +13,14 @@ from typing import Any
 from protocols.errors import NoRouteError, SwarmError, VersionGoneError
 from protocols.ids import PeerId, short_peer
 from swarm import waiting
-from swarm.inference import hearsay
-from swarm.inference.accusations import Accusations
-from swarm.inference.hearsay import Refusal
-from swarm.inference.lateness import Lateness
-from swarm.inference.leg import Leg, Loss
+from swarm.inference.client import hearsay
+from swarm.inference.client.accusations import Accusations
+from swarm.inference.client.hearsay import Refusal
+from swarm.inference.client.lateness import Lateness
+from swarm.inference.client.leg import Leg, Loss
+from swarm.inference.client.route_search import RouteSearch
+from swarm.inference.client.step_waits import StepWaits
 from swarm.inference.requests import SessionConfig
-from swarm.inference.route_search import RouteSearch
-from swarm.inference.step_waits import StepWaits
 
 log = logging.getLogger(__name__)
 

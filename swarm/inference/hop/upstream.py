@@ -2,7 +2,7 @@
 
 The message stream to it, what it was asked for, and which losses it was told.
 
-`downstream.py` is its counterpart, and `answers.py` the boundary to the client.
+`swarm/inference/downstream.py` is its counterpart, and `answers.py` the boundary to the client.
 """
 
 from __future__ import annotations

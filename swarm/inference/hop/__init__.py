@@ -1,0 +1,1 @@
+"""The sessions at one node, which is a hop of theirs."""
