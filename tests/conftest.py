@@ -16,6 +16,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -33,6 +34,8 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
 
+WITH_RUNNING_SWARM = tuple(f"tests/end_to_end/test_{name}.py" for name in ("deaths", "leaving", "no_spare", "untrusted_peers"))
+
 settings.register_profile("shared machine", deadline=None, print_blob=True)
 settings.load_profile("shared machine")
 
@@ -48,6 +51,21 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files directly in `tests/` first: some take a minute, and at the end the other processes of the suite would be idle."""
     items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """None: xdist's own. Files that share the seven nodes of `running_swarm` go to one process, or each would start seven."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return file if file not in WITH_RUNNING_SWARM else WITH_RUNNING_SWARM[0]
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_finish() -> None:

@@ -6,7 +6,6 @@ It is converted once.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -25,8 +24,8 @@ from swarm.checkpoints.resolve import resolve
 from swarm.client import SwarmModelForCausalLM
 from swarm.models.gguf_main import saved_dtype
 from swarm.waiting import Wait, Waits
-from tests.end_to_end.local_swarm import LocalSwarm
-from tests.end_to_end.processes import ROOT
+from tests.end_to_end.processes import ROOT, ProcessPool
+from tests.forked import ForkServer
 from tests.gguf_files import make_directory
 
 TEXT = "the cat and the hat"
@@ -51,14 +50,14 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_node_and_client_take_the_directory_and_convert_it_once(
-    running_swarm: LocalSwarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fork_server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes want it at the same time, with one cache: one converts, the other waits, and takes what that made."""
     directory, model = make_directory(tmp_path / "tiny")
     data, waits = tmp_path / "data", list[Wait | None]()
     arguments = ["node", str(directory), "--listen", "127.0.0.1:0", "--data-dir", str(data), "--swarm", "gguf", "--no-lan"]
-    node = running_swarm.pool.start("gguf", arguments, {"TMPDIR": str(tmp_path)})
-    try:
+    with ProcessPool(tmp_path, fork_server) as pool:
+        node = pool.start("gguf", arguments, {"TMPDIR": str(tmp_path)})
         place = resolve(str(directory), data_dir=data, waits=Waits(waits.append))
         assert {wait.kind for wait in waits if wait} == {"converting"}, "it was told of"
         peer = node.wait_for("multiaddr")
@@ -72,9 +71,6 @@ def test_node_and_client_take_the_directory_and_convert_it_once(
         with asked:
             ids = asked.tokenizer(TEXT, return_tensors="pt").input_ids
             found = asked.generate(ids, **GREEDY).tolist()
-    finally:
-        node.end(signal.SIGKILL)
-        node.close()
     assert found == model.generate(ids, **GREEDY).tolist(), "the model that the file was made from"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(directory, gguf_file="tiny.gguf", dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory, gguf_file="tiny.gguf")
