@@ -30,7 +30,11 @@ from typing import Any, NoReturn
 MAX_REQUEST_BYTES = 1 << 17
 CLONE_NEWNET, PR_SET_PDEATHSIG = 0x40000000, 1
 IMPORTED = ("node.cli.app", "node.cli.host.node", "node.app", "swarm.dht.node", "swarm.client.model", "swarm.client.connection",
-            "transformers.models.llama.modeling_llama")  # fmt: skip
+            "transformers.models.llama.modeling_llama", "node.gateway", "node.dashboard.pages.site", "node.runs.trainer")  # fmt: skip
+"""All that commands import late, too: half a second of each that has a gateway."""
+
+PRIVATE = ("typer._adapters",)
+"""What a library imports late, if it is there: another version may have it elsewhere."""
 
 
 class ForkServer:
@@ -132,6 +136,9 @@ def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
 if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
+    for name in PRIVATE:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
     if (mdns := importlib.import_module("swarm.lan.mdns")).is_installed():
         mdns.load()
     assert len(os.listdir("/proc/self/task")) == 1, "an import has started a thread: a forked process would lack it"
