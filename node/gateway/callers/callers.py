@@ -1,4 +1,4 @@
-"""Checks a request's key and counts it, before its body is read."""
+"""Checks a request's key and counts it, before its body is parsed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from node.gateway.callers.accounts import Account, Accounts
 from node.gateway.callers.meter import Meter
 from node.gateway.http import numbering
 from node.gateway.http.error_forms import refused
+from node.gateway.http.limits import read_small_body
 from node.gateway.http.page_path import PAGE, is_page
 from node.gateway.http.refusal import RefusedError
 from node.metrics import Metrics
@@ -56,6 +57,7 @@ class Callers:
             response = refused(error.refusal, scope["path"])
             if error.refusal.status == 401:
                 response.headers["www-authenticate"] = "Bearer"
+            await read_small_body(scope, receive)
             await response(scope, receive, sending)
             return
         scope.setdefault("state", {})["meter"] = Meter(account, self._counts, self._max_seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 from fastapi import HTTPException
@@ -16,6 +17,21 @@ from node.gateway.http.refusal import Refusal
 
 BODY_S = 30.0
 """Longest time from a request's headers to the end of its body."""
+
+
+SMALL_BODY_BYTES, SMALL_BODY_S = 1 << 16, 1.0
+"""A body that is read before a refusal, and for how long at most."""
+
+
+async def read_small_body(scope: Scope, receive: Receive) -> None:
+    """Before a refusal. The server closes a connection behind the answer to a request whose body is unread: a client that is still
+    sending gets a reset instead of the answer."""
+    length = Headers(scope=scope).get("content-length", "0")
+    if length.isdecimal() and 0 < int(length) <= SMALL_BODY_BYTES:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SMALL_BODY_S):
+                while (await receive()).get("more_body", False):
+                    pass
 
 
 class Limits:
@@ -35,6 +51,7 @@ class Limits:
         headers = Headers(scope=scope)
         origins = () if is_page(scope) else self._origins
         if is_foreign(headers.get("origin"), headers.get("host"), self._is_loopback, origins):
+            await read_small_body(scope, receive)
             refusal = Refusal(status=403, message="requests of other web pages are not answered", code="foreign_origin")
             await refused(refusal, scope["path"])(scope, receive, send)
             return

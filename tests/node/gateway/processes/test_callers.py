@@ -93,6 +93,28 @@ def test_without_keys_anything_may_ask_and_with_one_only_it(swarm: WireSwarm, ke
     serving(swarm, work, keys=keys)
 
 
+def test_who_is_refused_while_still_sending_hears_why(swarm: WireSwarm, keys: Path) -> None:
+    """The answer came before the body, and the connection was closed: a client that then sent the body got a reset instead."""
+    api_keys.add(keys, "alice", NOW_S)
+
+    async def work(gateway: Gateway, client: httpx.AsyncClient) -> None:
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        for origin in ("", "origin: http://evil.example\r\n"):
+            writer.write(
+                f"POST /v1/completions HTTP/1.1\r\nhost: {client.base_url.host}\r\n{origin}content-length: 2\r\n\r\n".encode()
+            )
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 0.2)  # it waits for the body
+            writer.write(b"{}")
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            assert head.startswith(f"http/1.1 {403 if origin else 401}"), head
+            length = next(line for line in head.splitlines() if line.startswith("content-length:"))
+            assert b"error" in await reader.readexactly(int(length.partition(":")[2]))
+        writer.close()
+
+    serving(swarm, work, keys=keys)
+
+
 def test_keys_count_and_end_while_the_gateway_runs(swarm: WireSwarm, keys: Path) -> None:
     async def work(gateway: Gateway, client: httpx.AsyncClient) -> None:
         first, second = api_keys.add(keys, "alice", NOW_S), api_keys.add(keys, "bob", NOW_S)
