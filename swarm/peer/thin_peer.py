@@ -39,6 +39,7 @@ LAN_S = 5.0
 """Wait for a neighbour; mDNS takes 0.8 to 1.6 s."""
 
 
+NONE_NAMED = "name a node: --peer ADDRESS, which `swarm node` and `swarm up` print, or --join INVITATION"
 _MAX_FAILURES = 8
 
 
@@ -96,9 +97,8 @@ class ThinPeer(Greeter):
             if self._given and remembered:
                 self.finder.say(given_are_silent(len(self._given), "; ".join(failures), len(remembered)))
             if not (remembered and await self._greet(remembered, failures)) and not await self._greet_neighbours(failures):
-                raise self._refusal or PeerUnreachableError(
-                    f"no peer of the swarm answers: {'; '.join(failures)}; check --peer, and that it runs"
-                )
+                hint = "check --peer, and that it runs" if self._given else NONE_NAMED
+                raise self._refusal or PeerUnreachableError(f"no peer of the swarm answers: {'; '.join(failures)}; {hint}")
         self.finder.write_down()
 
     async def _greet(self, addresses: Sequence[PeerAddress], failures: list[str]) -> bool:

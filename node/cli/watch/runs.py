@@ -46,11 +46,9 @@ def run(into: Entered, *, is_json: bool, data_dir: Path | None, lan: bool) -> No
 async def _ask(into: Entered, find: FindConfig, on_wait: OnWait) -> list[RunOverview]:
     on_wait(waiting.JOINING)
     from node.runs import overview
-    from swarm.peer.config import PeerConfig
-    from swarm.peer.peer import Peer
+    from swarm.peer.thin_peer import ThinPeer
 
-    config = PeerConfig(swarm=into.swarm, bootstrap=into.peers, find=find, listen=None, client_mode=True, entry=into.entry)
-    async with Peer(config, {}) as peer:
+    async with ThinPeer(into.peers, into.swarm, find, into.entry) as peer:
         on_wait(MEASURING)
         return await overview.look(peer)
 

@@ -39,7 +39,7 @@ from swarm.weights.names import nearest_first, not_served
 from swarm.weights.remembered import NameMemory
 
 if TYPE_CHECKING:
-    from swarm.peer.peer import Peer
+    from swarm.peer.thin_peer import ThinPeer
 
 
 SILENT = "silent"
@@ -95,11 +95,9 @@ async def _ask(
 ) -> tuple[list[ModelRows], Collection[str]]:
     """Table rows of the model, or of all; and the names that the swarm serves, if it serves nothing by that one."""
     on_wait(waiting.JOINING)
-    from swarm.peer.config import PeerConfig
-    from swarm.peer.peer import Peer
+    from swarm.peer.thin_peer import ThinPeer
 
-    config = PeerConfig(swarm=into.swarm, bootstrap=into.peers, find=find, listen=None, client_mode=True, entry=into.entry)
-    async with Peer(config, {}) as peer:
+    async with ThinPeer(into.peers, into.swarm, find, into.entry) as peer:
         names = [name] if name is not None else list(await peer.directory.models())[:max_models]
         snapshots = await asyncio.gather(*(peer.directory.snapshot(one) for one in names))
         records = {record.peer: record for snapshot in snapshots for record in snapshot.peers}
@@ -115,7 +113,7 @@ async def _ask(
         return models, names if models else await peer.directory.models()
 
 
-async def _with_machines(peer: Peer, models: Sequence[ModelRows], records: Sequence[PeerRecord]) -> list[ModelRows]:
+async def _with_machines(peer: ThinPeer, models: Sequence[ModelRows], records: Sequence[PeerRecord]) -> list[ModelRows]:
     """The same with what each of these peers says of itself, if it does in time."""
 
     async def ask(record: PeerRecord) -> About | None:
@@ -132,7 +130,7 @@ async def _with_machines(peer: Peer, models: Sequence[ModelRows], records: Seque
     return [replace(rows, peers=tuple(replace(row, about=said.get(row.peer)) for row in rows.peers)) for rows in models]
 
 
-async def _run(peer: Peer, rows: ModelRows, records: Sequence[PeerRecord]) -> tuple[RunRow, ...]:
+async def _run(peer: ThinPeer, rows: ModelRows, records: Sequence[PeerRecord]) -> tuple[RunRow, ...]:
     """Who trains this model; () if it is no run's."""
     if not any(record.roles_of(rows.digest) for record in records):
         return ()
@@ -143,7 +141,7 @@ async def _run(peer: Peer, rows: ModelRows, records: Sequence[PeerRecord]) -> tu
 
 
 async def _silent(
-    peer: Peer, records: Mapping[PeerId, PeerRecord], ask_s: float = ASK_S, hello_s: float = HELLO_S
+    peer: ThinPeer, records: Mapping[PeerId, PeerRecord], ask_s: float = ASK_S, hello_s: float = HELLO_S
 ) -> dict[PeerId, str]:
     """The state of those who do not answer a hello, asked in random order: a node that was killed is announced for up to a minute."""
 
