@@ -90,6 +90,9 @@ def _usage(error: BaseException) -> tuple[str, int]:
     if option and said.startswith("No such option"):
         nearest = next(iter(getattr(error, "possibilities", None) or ()), None)
         said = f"unknown option {option}" + (f": did you mean {nearest}?" if nearest else "")
+    if said.startswith("Missing command"):
+        named = getattr(getattr(getattr(error, "ctx", None), "command", None), "commands", {})
+        said = f"Missing command: {', '.join(named)}" if named else said
     see = f"see {command} --help"
     return _one_line(f"{said} {see}" if said.endswith("?") else f"{said.rstrip('.')}; {see}"), int(getattr(error, "exit_code", 2))
 

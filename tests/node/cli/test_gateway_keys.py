@@ -54,7 +54,7 @@ def test_revoking_ends_a_key(tmp_path: Path) -> None:
         (["add", "a", "--tokens-per-day", "-5"], "tokens_per_day is from 1"),
         (["add", "a", "--tokens-per-day", "many"], "--tokens-per-day"),
         (["add"], "NAME"),
-        ([], "Missing command"),
+        ([], "Missing command: add, list, revoke; see swarm keys --help"),
     ],
     ids=" ".join,
 )
