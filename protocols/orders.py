@@ -1,8 +1,8 @@
 """Orders: what an operator asks of one node, and the node's answer.
 
 An order has no signature of its own: the channel proves to the node who calls, and to the operator which node answers
-(`swarm/rpc/auth.py`). What one node hears is worth nothing at another one, and every order says what shall be, not what shall change, so
-that one that comes twice does no more than one that comes once.
+(`swarm/rpc/auth.py`). So an order cannot be replayed at another node. Each order names the state that is wanted, so an order that arrives
+twice has the effect of one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from protocols.errors import BadRequestError
 from protocols.ids import PeerId, parse_peer_id
 
 ACTIONS: Final = ("ask", "drain", "pause", "resume", "ban", "unban", "kill")
-"""`ask` changes nothing: it asks what the caller may order, and how the node stands."""
+"""`ask` changes nothing: its answer says what the caller may order, and in which state the node is."""
 
 ABOUT_A_PEER: Final = frozenset(("ban", "unban"))
 
@@ -29,12 +29,12 @@ MAX_BANS: Final = 256
 """Peers that one node, or one gateway, bans at once."""
 
 MAX_DONE: Final = 300
-"""Letters of what a node says it has done."""
+"""Longest text, in letters, of what a node has done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """Please do this, in the name of the operator who calls. BadRequestError if the action does not fit what comes with it."""
+    """One order of the operator who calls. BadRequestError if the action does not fit what comes with it."""
 
     action: str
     peer: PeerId | None = None
@@ -79,7 +79,7 @@ class Ban:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderReply:
-    """What was done, and how the node stands now."""
+    """What was done, and the node's state afterwards."""
 
     done: str = ""
     """One line for people; empty after `ask`."""

@@ -1,7 +1,7 @@
 """Peers that an operator has banned here, each until a time.
 
-They are kept in a file, so that a restart forgives nothing. A peer is banned as it proves itself: by its PeerID. Who makes a new identity
-is another peer.
+A file keeps them, so a restart does not end them. A ban names a PeerID, which each connection proves. A person who makes a new identity
+is another peer, and is not banned.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class Bans:
         self._path = path
 
     def now(self) -> frozenset[PeerId]:
-        """Those whose time is not over."""
+        """The peers that are banned now."""
         now_s = self._clock.unix_s()
         return frozenset(peer for peer, until_s in self._until_s.items() if until_s > now_s)
 
     def listed(self) -> tuple[Ban, ...]:
-        """The same with their seconds, those that end first before others."""
+        """The bans that hold now, each with the seconds that are left; the one that ends first comes first."""
         now_s, banned = self._clock.unix_s(), self.now()
         left = [Ban(peer=peer, seconds=_seconds(until_s - now_s)) for peer, until_s in self._until_s.items() if peer in banned]
         return tuple(sorted(left, key=lambda ban: (ban.seconds, ban.peer)))
@@ -60,12 +60,12 @@ class Bans:
         return was_banned
 
     def watch(self) -> asyncio.Event:
-        """Is set with each change, as long as it is held; its holder clears it."""
+        """An event that is set at each change, and that its holder clears. It is forgotten with the last reference to it."""
         self._watching.add(change := asyncio.Event())
         return change
 
     def _others(self, peer: PeerId) -> dict[PeerId, float]:
-        """All bans but that one: those of the file, if there is one, since another gateway of the same data directory writes it, too."""
+        """All bans except that of `peer`, read from the file anew: another gateway of the same data directory may have written it."""
         known = self._until_s if self._path is None or not self._path.exists() else _read(self._path)
         return {one: until_s for one, until_s in known.items() if one != peer}
 

@@ -1,6 +1,6 @@
 """Lines of shell and blocks of Python that the documents show.
 
-Each line is typed, or has a reason not to be (EXCUSED).
+A test runs each of them, or EXCUSED says why not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EXCUSED = {
     "export MODEL_DIR": "of docker compose",
     "export GRAFANA_PASSWORD": "of docker compose",
 }
-"""The beginning of a line -> why no test types it."""
+"""How a command begins -> why no test runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Shown:
 
     @property
     def excuse(self) -> str | None:
-        """Why it is not run."""
+        """Why no test runs it; None = one does."""
         found = [begin for begin in EXCUSED if self.text.startswith(begin)]
         return EXCUSED[max(found, key=len)] if self.language == "sh" and found else None
 

@@ -1,1 +1,1 @@
-"""What a node does for those whom its owner named as operators."""
+"""Orders of the operators whom a node's owner has listed."""

@@ -33,7 +33,7 @@ from swarm.tasks import Tasks
 log = logging.getLogger(__name__)
 
 KILL_S = 0.1
-"""From the answer to `kill` until the end: the answer has to leave."""
+"""Seconds from the answer to `kill` until the process is killed: the answer must have been sent."""
 
 
 def bans_file(data_dir: Path, peer: PeerId) -> Path:
@@ -57,8 +57,8 @@ class Orders:
         self._peer: Peer | None = None
         self._pause_file: Path | None = None
         self._announcement: Announcement | None = None
-        self._limit = asyncio.timeout(None)
-        self._obeying = asyncio.Lock()
+        self._lifetime = asyncio.timeout(None)
+        self._one_at_a_time = asyncio.Lock()
         self._tasks = Tasks()
 
     def keep(self, peer: Peer, data_dir: Path) -> None:
@@ -75,18 +75,18 @@ class Orders:
                                           f"or remove {self._pause_file} and start again"))  # fmt: skip
 
     def connect(self, peer: Peer, announcement: Announcement) -> None:
-        """Obey from now on."""
+        """The node has met others: carry out orders from now on."""
         self._peer, self._announcement = peer, announcement
         announcement.is_paused = self._dispatcher.is_paused
 
     @contextlib.asynccontextmanager
     async def until_left(self) -> AsyncIterator[None]:
-        """The node's life, within the block: an order to leave cancels it, and the block ends in order."""
+        """The node runs within this block. An order to leave cancels what runs there, and the block ends without an exception."""
         try:
-            async with self._limit:
+            async with self._lifetime:
                 yield
         except TimeoutError:
-            if not self._limit.expired():
+            if not self._lifetime.expired():
                 raise
         finally:
             await self._tasks.stop()
@@ -106,7 +106,7 @@ class Orders:
             raise NotAllowedError(
                 "`kill` is for test swarms, and this node was started without --test-swarm; `drain` ends it in order"
             )
-        async with self._obeying:
+        async with self._one_at_a_time:
             done = "" if order.action == "ask" else await self._obey(order, call.peer, peer)
         if done:
             log.info("operator %s ordered %s: %s", call.peer, order.action, done)
@@ -122,7 +122,7 @@ class Orders:
         return "leaving" if self._announcement.is_leaving else "paused" if self._dispatcher.is_paused else "serving"
 
     async def _obey(self, order: Order, operator: PeerId, peer: Peer) -> str:
-        """Do it; what was done, in words."""
+        """Carry it out. Returns what was done, in words for people."""
         match order.action:
             case "pause":
                 return await self._pause(True)
@@ -148,7 +148,7 @@ class Orders:
             raise DrainingError("this node is leaving already, and takes no sessions any more")
         self._dispatcher.is_paused = self._announcement.is_paused = is_paused
         problem = await asyncio.to_thread(self._keep_pause, is_paused)
-        await self._tell()
+        await self._announce()
         if not is_paused:
             return f"takes new sessions again{problem}"
         going_on = f", {self._open_sessions()} served to the end" if self._dispatcher.num_sessions else ""
@@ -175,8 +175,8 @@ class Orders:
             return "leaves the swarm: no session is open"
         return f"leaves the swarm: {self._open_sessions()} served here for {self._drain_s:.0f} s at most, then by other nodes"
 
-    async def _tell(self) -> None:
-        """Others that do not hear it now hear it with the next renewal, in RECORD_RENEW_S at most."""
+    async def _announce(self) -> None:
+        """Tell the swarm the new state. If that fails, the next renewal of the record tells it, within RECORD_RENEW_S."""
         assert self._announcement is not None
         with contextlib.suppress(SwarmError):
             await self._announcement.tell()
@@ -184,10 +184,10 @@ class Orders:
     async def _leave(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._drain_s):
-                await self._tell()
+                await self._announce()
                 while self._dispatcher.num_sessions:  # noqa: ASYNC110  (sessions end in many ways)
                     await asyncio.sleep(IDLE_CHECK_S)
-        self._limit.reschedule(asyncio.get_running_loop().time())
+        self._lifetime.reschedule(asyncio.get_running_loop().time())
 
     async def _ban(self, banned: PeerId, seconds: int, operator: PeerId, peer: Peer) -> str:
         if banned in (peer.peer_id, operator) or banned in peer.gate.access.operators:

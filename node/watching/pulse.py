@@ -1,7 +1,7 @@
 """Who answers: hellos to many peers, again and again.
 
-A process that was killed refuses connections at once, so its peer is silent within one turn. One that only is late counts as silent after
-two hellos, one after the other, that took too long.
+The machine of a process that was killed refuses connections at once, so that peer counts as silent after one hello. A peer that answers
+late counts as silent after LATE hellos, one after the other, that took too long.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ class Pulse:
     def __init__(self, ping: Ping, hello_s: float = HELLO_S, at_once: int = AT_ONCE) -> None:
         self._ping, self._hello_s, self._at_once = ping, hello_s, at_once
         self.trips_ms: dict[PeerId, float] = {}
-        """Of those that have answered, by their last answer."""
+        """Round trip of each peer that has answered, as its last answer measured it."""
         self._late: dict[PeerId, int] = {}
         self._asking = Tasks()
         self._asked: set[PeerId] = set()
-        self._turns: deque[PeerId] = deque()
+        self._queue: deque[PeerId] = deque()
 
     @property
     def silent(self) -> set[PeerId]:
-        """Those that did not answer."""
+        """Peers that do not answer."""
         return {peer for peer, times in self._late.items() if times >= LATE}
 
     def begin(self, records: Iterable[PeerRecord]) -> None:
-        """Ask those that were asked longest ago, and none twice at once. Peers that are not among `records` are forgotten."""
+        """Ask the peers that were asked longest ago, each by one hello at a time. Peers that are not among `records` are forgotten."""
         known = {record.peer: record for record in records}
         for forgotten in (self.trips_ms.keys() | self._late.keys()) - known.keys():
             self.trips_ms.pop(forgotten, None)
             self._late.pop(forgotten, None)
-        self._turns.extend(sorted(known.keys() - set(self._turns)))
-        for _ in range(len(self._turns)):
+        self._queue.extend(sorted(known.keys() - set(self._queue)))
+        for _ in range(len(self._queue)):
             if len(self._asking) >= self._at_once:
                 break
-            peer = self._turns.popleft()
+            peer = self._queue.popleft()
             if peer not in known:
                 continue
-            self._turns.append(peer)
+            self._queue.append(peer)
             if peer not in self._asked:
                 self._asked.add(peer)
                 self._asking.keep(self._ask(known[peer]))

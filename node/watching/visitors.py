@@ -1,4 +1,4 @@
-"""Whether a visitor watches: what only visitors need waits for one."""
+"""Counts visitors: work that only visitors need waits for one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Visitors:
-    """Those of one watcher. All methods belong to one event loop."""
+    """The visitors of one watcher. All methods belong to one event loop."""
 
     def __init__(self) -> None:
         self._num = 0

@@ -78,7 +78,7 @@ class Watcher:
     ) -> None:
         """open_source: meets the swarm, and may raise SwarmError: it is tried again. names: of models to watch first.
 
-        more: what else has happened since it was called last, as kinds and texts.
+        more: events from elsewhere, as (kind, text), since it was called last.
         """
         self._more = more
         self._open, self._own, self._clock = open_source, tuple(name.partition("@")[0] for name in names), clock
@@ -88,7 +88,7 @@ class Watcher:
         self.changes: deque[Change] = deque(maxlen=MAX_CHANGES)
         """The newest last."""
         self.num_changes = 0
-        """All that there ever were."""
+        """How many there have been since the start."""
         self.visitors = Visitors()
         self._names: tuple[str, ...] = ()
         self._named_s = -NAMES_S
@@ -105,7 +105,7 @@ class Watcher:
                     self.source = source
                     await self._watch(source)
             except SwarmError as error:
-                self._blind(str(error))
+                self._see_nothing(str(error))
             finally:
                 self.source = None
             await asyncio.sleep(AGAIN_S)
@@ -137,7 +137,7 @@ class Watcher:
         before, self.look = self.look, look
         self._add(between(before, look) if not before.problem or before.records else [])
 
-    def _blind(self, why: str) -> None:
+    def _see_nothing(self, why: str) -> None:
         if self.look.problem != why:
             self.tell("problem", why)
         self.look = Look(at_s=self.look.at_s, models=self.look.models, records=self.look.records, problem=why)
@@ -147,7 +147,7 @@ class Watcher:
         self.num_changes += len(changes)
 
     async def _pause(self, began_s: float) -> None:
-        """Until the next look is due; as soon as a visitor comes, it is."""
+        """Wait until the next look is due, which it is at once if a first visitor comes."""
         is_watched = self.visitors.here.is_set()
         every_s = WATCHED_S * max(1, len(self._names)) if is_watched else UNWATCHED_S
         left_s = every_s - (self._clock.now_s() - began_s)

@@ -1,4 +1,4 @@
-"""Prompts of open sequences, whose beginnings others may share.
+"""Prompts of open sequences, whose first tokens others can share.
 
 A prompt that begins like one that is being computed, or answered, waits until the hops have answered the common tokens, and goes on as a
 fork of it. So many requests with one long system prompt compute it once, also if they come at the same time.
@@ -14,11 +14,11 @@ from swarm.inference.client.session import Session
 from swarm.thin.generation import TokenSequence
 
 REFUSED_S = 60
-"""Seconds without sharing after hops have refused it: a model with a running state has no beginnings, and to wait for them costs time."""
+"""Seconds without sharing after hops have refused a fork: a recurrent model keeps its newest state only, so a wait would be in vain."""
 
 
 class OpenPrompts:
-    """Of one model, the oldest first. Owners do not see each other's: the time of an answer would tell what others ask."""
+    """Those of one model. A prompt is shared only with its own owner: the time of an answer would tell others what was asked."""
 
     def __init__(self, now_s: Callable[[], float]) -> None:
         self._now_s = now_s
@@ -42,7 +42,10 @@ class OpenPrompts:
                 self._refused_until_s = self._now_s() + REFUSED_S
 
     def longest(self, owner: str, prompt: Sequence[int]) -> tuple[int, TokenSequence | None]:
-        """How many first tokens of a prompt, whose last one is always computed, an open one has; and which: the oldest of several."""
+        """The length of the longest prefix that an open prompt shares with this one, and the sequence of that prompt, the oldest of several.
+
+        The last token of `prompt` is always computed, so it does not count.
+        """
         own = array("i", prompt)
         best, most = None, 0
         for sequence, (who, ids) in self._open.items() if self._now_s() >= self._refused_until_s else ():
