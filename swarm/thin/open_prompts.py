@@ -42,7 +42,7 @@ class OpenPrompts:
                 self._refused_until_s = self._now_s() + REFUSED_S
 
     def longest(self, owner: str, prompt: Sequence[int]) -> tuple[int, TokenSequence | None]:
-        """The length of the longest prefix that an open prompt shares with this one, and the sequence of that prompt, the oldest of several.
+        """The length of the longest prefix that an open one shares with this prompt, and the sequence that has it, the oldest of several.
 
         The last token of `prompt` is always computed, so it does not count.
         """
