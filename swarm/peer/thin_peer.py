@@ -186,4 +186,8 @@ class ThinPeer(Greeter):
 
 
 def _sources(addresses: Sequence[PeerAddress]) -> list[Source]:
-    return [Source(peer=one.peer, addresses=(one.grpc,), is_given=True) for one in addresses]
+    """One for each peer, with all of its addresses: a node that was started again may have another port than the one that is remembered."""
+    found: dict[PeerId, list[str]] = {}
+    for one in addresses:
+        found.setdefault(one.peer, []).append(one.grpc)
+    return [Source(peer=peer, addresses=tuple(dict.fromkeys(own)), is_given=True) for peer, own in found.items()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from protocols.errors import BadRequestError, ConfigError, PeerUnreachableError
 from protocols.ids import ModelId, Span
 from protocols.records import PeerRecord
+from swarm.dht.address import PeerAddress
 from swarm.meeting import known_peers
 from swarm.meeting.bootstrap import FindConfig
 from swarm.peer.config import PeerConfig
@@ -58,4 +61,18 @@ async def test_whoever_was_met_once_is_found_without_an_address(tmp_path: Path) 
             pass
         for named in ((), (dead,)):
             async with ThinPeer(named, find=find) as thin:
+                assert await thin.directory.models() == {"tiny": 1}
+
+
+async def test_a_node_that_was_started_again_is_asked_at_its_new_port(tmp_path: Path) -> None:
+    """Also while its old one is remembered."""
+    file = known_peers.file_of(tmp_path, "public")
+    async with Peer(PeerConfig(data_dir=tmp_path)) as node:
+        await node.directory.announce(lambda: record(node), ["tiny"])
+        now = [PeerAddress.parse(address) for address in node.multiaddrs]
+        before = [replace(address, port=1) for address in now]
+        for order in ([*now, *before], [*before, *now]):
+            file.unlink(missing_ok=True)
+            known_peers.update(file, order, (), time.time())
+            async with ThinPeer((), find=FindConfig(known_peers=file)) as thin:
                 assert await thin.directory.models() == {"tiny": 1}
