@@ -14,9 +14,9 @@ from typing import Any
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.checkpoints import chat_template
 from swarm.checkpoints.layout import MANIFEST
-from swarm.thin.sandbox import Sandbox, SandboxEndedError
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer, open_cpu_s
-from swarm.thin.templates import Tokenizer
+from swarm.thin.tokenizing.sandbox import Sandbox, SandboxEndedError
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer, open_cpu_s
+from swarm.thin.tokenizing.templates import Tokenizer
 
 TRY_CPU_S = 30.0
 """Processor time for using a tokenizer once, beside that for reading it; the import of transformers takes 3 s."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.answer_form import AnswerForm
-from swarm.thin.sandbox import Sandbox, SandboxEndedError
-from swarm.thin.sandboxed_tokenizer import open_cpu_s
+from swarm.thin.grammar.answer_form import AnswerForm
+from swarm.thin.tokenizing.sandbox import Sandbox, SandboxEndedError
+from swarm.thin.tokenizing.sandboxed_tokenizer import open_cpu_s
 
 BEGIN_CPU_S, TOKEN_CPU_S = 5.0, 1.0
 """Processor time for a schema, and for a token; llguidance mostly needs milliseconds and microseconds."""

@@ -31,8 +31,8 @@ from swarm.thin import model_lookup, served_model
 from swarm.thin.embedding import embed
 from swarm.thin.generation import Limits, TokenSequence
 from swarm.thin.prefixes import KEEP_S, MIN_TOKENS, Prefixes
-from swarm.thin.sandbox import Sandbox
 from swarm.thin.served_model import ServedModel
+from swarm.thin.tokenizing.sandbox import Sandbox
 from swarm.waiting import Waits
 from swarm.weights.lookup import open_cache
 from swarm.weights.naming import Naming

@@ -11,8 +11,8 @@ from protocols.ids import ModelId
 from protocols.tensors import COMPUTE_DTYPES
 from swarm.thin import model_lookup
 from swarm.thin.defaults import Defaults, read_defaults
-from swarm.thin.sandbox import Sandbox
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.tokenizing.sandbox import Sandbox
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.weights import served
 from swarm.weights.cache import ModelCache
 from swarm.weights.lookup import Found

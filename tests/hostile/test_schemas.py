@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.answer_form import AnswerForm, CallForm, CallRules, OfferedCall
 from swarm.thin.constraining import Constraining
+from swarm.thin.grammar.answer_form import AnswerForm, CallForm, CallRules, OfferedCall
 from tests.families import add_byte_tokenizer, make_checkpoint
 
 HONEST = json.dumps({"enum": ["a", "bc"]})

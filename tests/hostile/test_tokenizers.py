@@ -20,11 +20,11 @@ from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.checkpoints.layout import MANIFEST
 from swarm.client import tokenizer as full
 from swarm.client.model import SwarmModelForCausalLM
-from swarm.thin import templates
-from swarm.thin.sandbox import CpuLimits, Sandbox, SandboxEndedError
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
-from swarm.thin.templates import conversation_ids
 from swarm.thin.text import TextOut
+from swarm.thin.tokenizing import templates
+from swarm.thin.tokenizing.sandbox import CpuLimits, Sandbox, SandboxEndedError
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.tokenizing.templates import conversation_ids
 
 HONEST: dict[str, Any] = {
     **dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")),

@@ -17,8 +17,8 @@ from node.cli.terminal.console import remark, write_piece
 from node.cli.terminal.interruption import Interruption
 from protocols.errors import BadRequestError
 from protocols.words import counted
-from swarm.thin.templates import Message
 from swarm.thin.text import TextOut
+from swarm.thin.tokenizing.templates import Message
 
 PLAIN_STOP = "\nUser:"
 """Where an answer ends, for a model that has no chat template and would go on with our part."""

@@ -12,8 +12,8 @@ from typing import Any
 from node.cli.flags.asking import ClientSettings, Sampling, open_model
 from protocols.errors import BadRequestError, CheckpointError
 from swarm.thin.defaults import read_settings
-from swarm.thin.templates import Message, Tokenizer, ids_of
 from swarm.thin.text import TextOut
+from swarm.thin.tokenizing.templates import Message, Tokenizer, ids_of
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from protocols.errors import BadRequestError, ConfigError
 from swarm import files
-from swarm.thin.templates import Message
+from swarm.thin.tokenizing.templates import Message
 
 FORMAT = "murmuration chat 1"
 MAX_FILE_BYTES = 64 << 20

@@ -13,8 +13,8 @@ from node.cli.flags.asking import ClientSettings, Sampling
 from node.cli.terminal.console import remark, write_piece
 from swarm.thin.settings import Settings
 from swarm.thin.stops import Stops
-from swarm.thin.templates import Message
 from swarm.thin.text import TextOut
+from swarm.thin.tokenizing.templates import Message
 
 
 class Speaker(Protocol):

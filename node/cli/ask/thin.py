@@ -19,8 +19,8 @@ from swarm.places import name_in_swarm
 from swarm.thin.generation import TokenSequence, generate
 from swarm.thin.model import ThinModel, open_model
 from swarm.thin.sampling import Chooser
-from swarm.thin.templates import Message, conversation_ids
 from swarm.thin.text import TextOut
+from swarm.thin.tokenizing.templates import Message, conversation_ids
 from swarm.waiting import Waits
 
 T = TypeVar("T")

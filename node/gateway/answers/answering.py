@@ -21,7 +21,7 @@ from node.gateway.callers.meter import Meter
 from node.gateway.tools.calling import Calling, rules_of
 from node.gateway.tools.channels import FINAL
 from swarm.clock import Clock
-from swarm.thin.answer_form import AnswerForm
+from swarm.thin.grammar.answer_form import AnswerForm
 
 AHEAD = 4
 """Events of a request that wait for a slow reader; then its answers pause."""

@@ -12,7 +12,7 @@ from protocols.errors import ModelNotFoundError, OverloadedError, shown
 from swarm.thin.constraining import Constraining
 from swarm.thin.decoding import Decoding
 from swarm.thin.model import ThinModel
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from node.gateway.answers.prompts import most_new
 from node.gateway.answers.request import Request
 from node.gateway.answers.traces import RequestTrace
 from node.gateway.callers.meter import Meter
-from swarm.thin.answer_form import AnswerForm
 from swarm.thin.generation import Constraint, TokenSequence, generate
+from swarm.thin.grammar.answer_form import AnswerForm
 from swarm.thin.sampling import Chooser
 from swarm.thin.scoring import ScoringChooser
 from swarm.thin.stops import Stops

@@ -10,7 +10,7 @@ from node.gateway.answers.models import ServedModel
 from node.gateway.answers.request import Prompt, Request
 from node.gateway.http.refusal import RefusedError
 from protocols.words import counted
-from swarm.thin import templates
+from swarm.thin.tokenizing import templates
 
 MOST_NEW = 4096
 """Longest answer if the request does not say how long it may be."""

@@ -10,7 +10,7 @@ from node.gateway.tools.calling import Calling
 from swarm.thin.defaults import Defaults
 from swarm.thin.sampling import TokenSampling
 from swarm.thin.settings import Wanted
-from swarm.thin.templates import Message
+from swarm.thin.tokenizing.templates import Message
 
 Prompt = Sequence[Message] | str | tuple[int, ...]
 """A conversation for the model's chat template, a text that is continued as it stands, or its token ids."""

@@ -14,7 +14,7 @@ from node.gateway.http.form import MAX_PARTS, Strict, Text, only
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.calling import Calling, calling_of
 from node.gateway.tools.tools_form import ToolName, flat
-from swarm.thin.templates import Message
+from swarm.thin.tokenizing.templates import Message
 
 CACHED = ({"type": "ephemeral"}, {"type": "ephemeral", "ttl": "5m"}, {"type": "ephemeral", "ttl": "1h"})
 """Wishes for a cache: no answer depends on them."""

@@ -44,7 +44,7 @@ from node.gateway.http.refusal import Refusal, RefusedError
 from node.gateway.tools.calling import Calling
 from node.gateway.tools.tool_calls import ToolCall
 from node.gateway.tools.tools_form import MAX_TOOLS
-from swarm.thin.templates import Message
+from swarm.thin.tokenizing.templates import Message
 
 REASONS = {"length": "max_tokens", "stop": "end_turn", "tool_calls": "tool_use"}
 

@@ -24,7 +24,7 @@ from node.gateway.http.refusal import RefusedError
 from node.gateway.ollama.form import LATEST, AnyType, AskingBody, LinesWriter, Wrapped, done, moment
 from node.gateway.tools.tool_calls import ToolCall
 from node.gateway.tools.tools_form import MAX_CALLS, MAX_TOOLS, ToolName, ToolOffer, flat
-from swarm.thin.templates import Message, thoughts_of
+from swarm.thin.tokenizing.templates import Message, thoughts_of
 
 
 class OllamaFunction(Strict):

@@ -19,7 +19,7 @@ from node.gateway.openai.form import GeneratingBody, OpenAiWriter, logprob
 from node.gateway.tools.calling import Calling
 from node.gateway.tools.tool_calls import ToolCall
 from node.gateway.tools.tools_form import MAX_CALLS, MAX_TOOLS, AllowedTools, CallMade, NamedTool, ToolOffer, as_openai_says
-from swarm.thin.templates import Message, thoughts_of
+from swarm.thin.tokenizing.templates import Message, thoughts_of
 
 
 class TextPart(Strict):

@@ -14,7 +14,7 @@ from node.gateway.http import form
 from node.gateway.http.form import Strict, Text, only
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.tools_form import MAX_TOOLS, FunctionOffer, ToolName, allowed_of, arguments_of, offer
-from swarm.thin.templates import Message
+from swarm.thin.tokenizing.templates import Message
 
 
 class OutputPart(Strict):

@@ -37,7 +37,7 @@ from node.gateway.openai.items import (
 from node.gateway.tools.calling import Calling
 from node.gateway.tools.tool_calls import ToolCall
 from node.gateway.tools.tools_form import MAX_TOOLS, as_openai_says
-from swarm.thin.templates import Message
+from swarm.thin.tokenizing.templates import Message
 
 SCORES = "message.output_text.logprobs"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from swarm.thin.answer_form import CallForm, Layout
+from swarm.thin.grammar.answer_form import CallForm, Layout
 
 _DEEPSEEK = CallForm(
     begin="<｜tool▁calls▁begin｜>", end="<｜tool▁calls▁end｜>", is_section=True,

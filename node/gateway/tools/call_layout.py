@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn, TypeAlias
 
-from swarm.thin.answer_form import Layout, properties_of, texts_of
+from swarm.thin.grammar.answer_form import Layout, properties_of, texts_of
 
 Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
 """The schema of the arguments, by the name of the tool."""

@@ -1,6 +1,6 @@
 """Whether tools must be called, may be, and how often.
 
-What the model would do by itself is not enough then: a mask of tokens keeps it to the form (`swarm/thin/call_grammar.py`).
+What the model would do by itself is not enough then: a mask of tokens keeps it to the form (`swarm/thin/grammar/call_grammar.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.call_forms import form_of
 from node.gateway.tools.tool_calls import tools_of
-from swarm.thin.answer_form import CallRules, OfferedCall, schema_of
+from swarm.thin.grammar.answer_form import CallRules, OfferedCall, schema_of
 
 ANYTHING = '{"type": "object"}'
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from node.gateway.tools.call_layout import Tools, read_json
 from node.gateway.tools.tool_calls import CallFinder, ToolCall, call_of
-from swarm.thin.answer_form import CallForm
+from swarm.thin.grammar.answer_form import CallForm
 
 HEADS = ("<|channel|>", "<|start|>", "<|message|>", " to=")
 """What a message begins with that says where it goes."""

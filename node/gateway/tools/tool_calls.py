@@ -17,7 +17,7 @@ from typing import Any
 from node.gateway.tools import call_layout, python_calls
 from node.gateway.tools.call_layout import Tools, read_json
 from node.gateway.tools.depth import is_deep
-from swarm.thin.answer_form import CallForm
+from swarm.thin.grammar.answer_form import CallForm
 
 LETTER = re.compile(r"\S")
 LETTERS = string.ascii_letters + string.digits

@@ -28,8 +28,8 @@ from swarm.models.checkpoint import Checkpoint, open_checkpoint
 from swarm.models.config import config_from_json
 from swarm.models.loading import load_ends, load_parts
 from swarm.places import expanded
-from swarm.thin.sandbox import Sandbox
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.tokenizing.sandbox import Sandbox
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.waiting import FIRST_VERSION, READING_DATA, Waits, loading
 
 

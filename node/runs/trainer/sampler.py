@@ -23,9 +23,9 @@ from swarm.suggestion import NodeCommand
 from swarm.thin.defaults import read_defaults
 from swarm.thin.generation import Limits, TokenSequence, generate
 from swarm.thin.sampling import Chooser, TokenSampling
-from swarm.thin.sandbox import Sandbox
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.thin.text import HALF_A_LETTER
+from swarm.thin.tokenizing.sandbox import Sandbox
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.weights import served
 
 SAMPLE_TOKENS = 40

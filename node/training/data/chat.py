@@ -15,8 +15,8 @@ from itertools import pairwise
 
 from node.training.data.documents import Conversation, Message
 from node.training.data.faults import bad
-from swarm.thin.encoded import Encoded
-from swarm.thin.templates import TemplateError
+from swarm.thin.tokenizing.encoded import Encoded
+from swarm.thin.tokenizing.templates import TemplateError
 
 DAY = "2026-01-01"
 """Today, for templates."""

@@ -1,7 +1,7 @@
 """Encodes documents as tokens, in as many sandboxes as there are cores.
 
-The tokenizer and its chat template may come from peers, so both run in `swarm.thin.sandbox`. A sandbox may not start threads: several of
-them share the work, each asked by a thread of ours, and results come in the order of the text.
+The tokenizer and its chat template may come from peers, so both run in `swarm.thin.tokenizing.sandbox`. A sandbox may not start threads:
+several of them share the work, each asked by a thread of ours, and results come in the order of the text.
 
 A text document is: what the tokenizer puts before a text (as BOS), the text, what it puts after it, and its end-of-text token if it has
 one. A conversation is what the chat template makes of it, and nothing else.
@@ -27,10 +27,10 @@ from node.training.data.chat import DAY, marked, targets_of
 from node.training.data.documents import Conversation, Item, Message, Part
 from node.training.data.faults import bad
 from protocols.errors import ConfigError
-from swarm.thin import templates
-from swarm.thin.sandbox import Sandbox
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
-from swarm.thin.vocabulary import Vocabulary
+from swarm.thin.tokenizing import templates
+from swarm.thin.tokenizing.sandbox import Sandbox
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.tokenizing.vocabulary import Vocabulary
 
 BATCH_LETTERS = 1 << 20
 """Letters that a sandbox is given at once, give or take a document."""

@@ -25,7 +25,7 @@ from node.cli.flags.speculation import Speculation
 from node.cli.terminal.interruption import LEAVE_S, Interruption
 from node.cli.terminal.utf8 import MAX_PROMPT, check_arguments, checked
 from protocols.errors import BadRequestError, ModelNotSupportedError
-from swarm.thin.templates import plain
+from swarm.thin.tokenizing.templates import plain
 from tests.families import add_byte_tokenizer, make_checkpoint
 from tests.swarm.client.local_backend import LocalBackend, local_model
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from swarm.thin import vocabulary
+from swarm.thin.tokenizing import vocabulary
 from tests.node.training.data.tokenizers_made import SPECIAL, trained
 
 BYTE_LEVEL = Tokenizer.from_str(trained())

@@ -19,8 +19,8 @@ from swarm.thin.defaults import read_defaults
 from swarm.thin.generation import TokenSequence
 from swarm.thin.model import ThinModel
 from swarm.thin.prefixes import Prefixes
-from swarm.thin.sandbox import Sandbox
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.tokenizing.sandbox import Sandbox
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
 from tests.end_to_end.wire import WireSwarm
 
 

@@ -15,10 +15,10 @@ from node.training.data import chat
 from node.training.data.chat import DAY, Marked, marked, targets_of
 from node.training.data.documents import Conversation, Message
 from protocols.errors import DataError
-from swarm.thin import render as thin_render
-from swarm.thin.encoded import Encoded
-from swarm.thin.templates import TemplateError
-from swarm.thin.tokenizer import Tokenizer, open_tokenizer
+from swarm.thin.tokenizing import render as thin_render
+from swarm.thin.tokenizing.encoded import Encoded
+from swarm.thin.tokenizing.templates import TemplateError
+from swarm.thin.tokenizing.tokenizer import Tokenizer, open_tokenizer
 from tests.node.training.data.tokenizers_made import CHATML, THINKING, make, trained
 
 WORDS = st.text(st.sampled_from("ab \n.üé世🙂"), max_size=12)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from swarm.thin.decoding import Decoding
-from swarm.thin.sandbox import CpuLimits, Sandbox, SandboxEndedError
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.tokenizing.sandbox import CpuLimits, Sandbox, SandboxEndedError
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
 from tests.families import add_byte_tokenizer, make_checkpoint
 
 

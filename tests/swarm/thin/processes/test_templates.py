@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.thin.defaults import read_defaults
-from swarm.thin.sandbox import Sandbox
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer
 from swarm.thin.settings import Wanted
-from swarm.thin.templates import conversation_ids, render
+from swarm.thin.tokenizing.sandbox import Sandbox
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
+from swarm.thin.tokenizing.templates import conversation_ids, render
 
 MESSAGES = [
     {"role": "system", "content": "Be <brief> & kind."},

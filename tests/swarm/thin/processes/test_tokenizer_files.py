@@ -20,12 +20,12 @@ from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.checkpoints.digest import build_manifest, is_small_file
 from swarm.client.contract import read_settings
 from swarm.models.checkpoint import open_checkpoint
-from swarm.thin.classes import CLASSES, GENERIC, REGISTERED
 from swarm.thin.defaults import read_defaults
-from swarm.thin.sandbox import Sandbox
-from swarm.thin.sandboxed_tokenizer import SandboxedTokenizer as Thin
 from swarm.thin.settings import Wanted
-from swarm.thin.templates import conversation_ids
+from swarm.thin.tokenizing.classes import CLASSES, GENERIC, REGISTERED
+from swarm.thin.tokenizing.sandbox import Sandbox
+from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer as Thin
+from swarm.thin.tokenizing.templates import conversation_ids
 from tests.families import make_checkpoint
 
 TEXTS = [

@@ -142,7 +142,7 @@ class Sandbox:
     def _start(self) -> None:
         environment = {**_ENVIRONMENT, **{name: os.environ[name] for name in ("LANG", "LC_ALL", "TZ") if name in os.environ}}
         libraries = ("transformers",) if self._with_transformers else ()
-        self._process = helper_process.start("swarm.thin.sandbox_main", *libraries, environment=environment)
+        self._process = helper_process.start("swarm.thin.tokenizing.sandbox_main", *libraries, environment=environment)
         assert self._process.stdin
         os.set_blocking(self._process.stdin.fileno(), False)
         self._ending = weakref.finalize(self, _kill, self._process)

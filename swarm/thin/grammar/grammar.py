@@ -1,7 +1,7 @@
 """Which tokens keep an answer to its form.
 
 llguidance (https://github.com/guidance-ai/llguidance) compiles what is asked for, and follows the answer token by token. Schemas and
-tokenizer come from others, so this runs in a sandbox (`sandbox_main.py`); `constraining.py` asks it.
+tokenizer come from others, so this runs in a sandbox (`tokenizing/sandbox_main.py`); `swarm/thin/constraining.py` asks it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import llguidance
 
 from protocols.errors import ModelNotSupportedError
 from protocols.words import described, one_line
-from swarm.thin.answer_form import AnswerForm
-from swarm.thin.call_grammar import lark
-from swarm.thin.marks import JSON_FORM
+from swarm.thin.grammar.answer_form import AnswerForm
+from swarm.thin.grammar.call_grammar import lark
+from swarm.thin.grammar.marks import JSON_FORM
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.render import num_letters
-from swarm.thin.sandbox import Sandbox, SandboxEndedError
+from swarm.thin.tokenizing.render import num_letters
+from swarm.thin.tokenizing.sandbox import Sandbox, SandboxEndedError
 
 RENDER_CPU_S_PER_MB = 0.5
 """Processor time of a template beside `CpuLimits.render_s`, by the letters of the conversation."""

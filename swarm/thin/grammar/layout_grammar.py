@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.answer_form import CallRules, Layout, OfferedCall, properties_of, texts_of
-from swarm.thin.marks import json_rule, literal
+from swarm.thin.grammar.answer_form import CallRules, Layout, OfferedCall, properties_of, texts_of
+from swarm.thin.grammar.marks import json_rule, literal
 
 PLACES = {"#": "/[0-9]{1,3}/", "@": "/[a-zA-Z0-9]{9}/"}
 

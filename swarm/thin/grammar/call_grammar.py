@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterable, Mapping
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.answer_form import AnswerForm, CallRules, OfferedCall
-from swarm.thin.layout_grammar import LayoutRules
-from swarm.thin.marks import json_rule, literal, token
-from swarm.thin.python_grammar import python_lines
+from swarm.thin.grammar.answer_form import AnswerForm, CallRules, OfferedCall
+from swarm.thin.grammar.layout_grammar import LayoutRules
+from swarm.thin.grammar.marks import json_rule, literal, token
+from swarm.thin.grammar.python_grammar import python_lines
 
 ANY = r"(.|\n)"
 

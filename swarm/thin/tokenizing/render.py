@@ -50,6 +50,6 @@ def num_letters(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[s
 @functools.lru_cache(maxsize=4)
 def _compiled(template: str) -> Any:
     """A training set renders one template thousands of times."""
-    from swarm.thin.template_environment import environment  # jinja2 is not needed to count letters
+    from swarm.thin.tokenizing.template_environment import environment  # jinja2 is not needed to count letters
 
     return environment().from_string(template)

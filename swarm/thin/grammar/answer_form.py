@@ -1,6 +1,6 @@
 """What an answer must be: JSON of a schema, or calls.
 
-Plain data, as it goes to the sandbox that knows the tokens (`constraining.py`, `call_grammar.py`).
+Plain data, as it goes to the sandbox that knows the tokens (`swarm/thin/constraining.py`, `call_grammar.py`).
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from swarm.checkpoints import chat_template
-from swarm.thin.encoded import Encoded, unpack, unpack_all
-from swarm.thin.sandbox import Sandbox
-from swarm.thin.vocabulary import Vocabulary
+from swarm.thin.tokenizing.encoded import Encoded, unpack, unpack_all
+from swarm.thin.tokenizing.sandbox import Sandbox
+from swarm.thin.tokenizing.vocabulary import Vocabulary
 
 OPEN_CPU_S, OPEN_CPU_S_PER_MB = 10.0, 1.5
 """Processor time for reading a tokenizer: that of 262,144 tokens (19 MB) takes 4 s on a slow core."""

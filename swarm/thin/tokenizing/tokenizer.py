@@ -15,10 +15,10 @@ import tokenizers
 from protocols.errors import CheckpointError, ModelNotSupportedError
 from swarm.checkpoints import chat_template
 from swarm.checkpoints.bounds import read_json
-from swarm.thin import special_tokens, vocabulary
-from swarm.thin.classes import TokenizerClass, class_of
-from swarm.thin.encoded import Encoded
-from swarm.thin.vocabulary import Vocabulary
+from swarm.thin.tokenizing import special_tokens, vocabulary
+from swarm.thin.tokenizing.classes import TokenizerClass, class_of
+from swarm.thin.tokenizing.encoded import Encoded
+from swarm.thin.tokenizing.vocabulary import Vocabulary
 
 MAX_TOKENIZER_BYTES = 64 << 20
 

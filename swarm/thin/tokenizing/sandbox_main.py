@@ -21,7 +21,7 @@ from typing import Any
 
 from protocols.errors import CheckpointError, ModelNotSupportedError, SwarmError
 from swarm import helper_process
-from swarm.thin import encoded
+from swarm.thin.tokenizing import encoded
 
 MEMORY_BYTES = 2 << 30
 """Address space beside that of the libraries. A tokenizer of 262,144 tokens takes 0.5 GB while it is read."""
@@ -42,8 +42,8 @@ _NONE_AT_ALL = (resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE, resource.RLIMIT_CO
 def main(*libraries: str) -> None:
     """Answer until the owner closes the pipe. libraries: `transformers` if it is to be imported before limits hold."""
     answers = helper_process.answers()
-    import swarm.thin.render
-    import swarm.thin.tokenizer
+    import swarm.thin.tokenizing.render
+    import swarm.thin.tokenizing.tokenizer
 
     if libraries:
         import swarm.models.tokenizer  # noqa: F401  (transformers asks other programs about the machine)
@@ -93,7 +93,7 @@ class Program:
             return {"fault": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
-        from swarm.thin.tokenizer import open_tokenizer
+        from swarm.thin.tokenizing.tokenizer import open_tokenizer
 
         found = self._tokenizer = open_tokenizer(Path(request["folder"]))
         return {"names": found.names, "templates": dict(found.templates)}
@@ -144,13 +144,13 @@ class Program:
         return {"texts": texts}
 
     def _open_grammar(self, request: dict[str, Any]) -> dict[str, Any]:
-        from swarm.thin.grammar import Grammar
+        from swarm.thin.grammar.grammar import Grammar
 
         self._grammar = Grammar(Path(request["folder"]), request["vocab"], request["ends"])
         return {}
 
     def _begin_grammar(self, request: dict[str, Any]) -> dict[str, Any]:
-        from swarm.thin.answer_form import AnswerForm
+        from swarm.thin.grammar.answer_form import AnswerForm
 
         self._grammar.begin(AnswerForm.unpack(request["form"]))
         return {}
@@ -163,7 +163,7 @@ def _render(request: dict[str, Any]) -> dict[str, Any]:
     """`text`; or what the template said (`refusal`), or why there is no text (`failure`)."""
     import jinja2
 
-    from swarm.thin.render import num_letters, render
+    from swarm.thin.tokenizing.render import num_letters, render
 
     try:
         text = render(

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.answer_form import OfferedCall, properties_of
-from swarm.thin.layout_grammar import check_known
-from swarm.thin.marks import json_rule
+from swarm.thin.grammar.answer_form import OfferedCall, properties_of
+from swarm.thin.grammar.layout_grammar import check_known
+from swarm.thin.grammar.marks import json_rule
 
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 

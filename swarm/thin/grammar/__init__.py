@@ -1,0 +1,1 @@
+"""Grammars that keep an answer to a form."""
