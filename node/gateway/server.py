@@ -71,7 +71,7 @@ def _config(app: FastAPI) -> uvicorn.Config:
 
 
 async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[Sequence[str]], None]) -> None:
-    """Until a signal. on_open: called with their names when all models are open. uvicorn raises the signal once more at its end."""
+    """Serve until a signal. uvicorn raises that signal once more at its end. on_open: called with the models' names when all are open."""
     with _telling(app, on_open):
         await uvicorn.Server(_config(app)).serve([listening])
 
@@ -80,10 +80,10 @@ async def serve(app: FastAPI, listening: socket.socket, on_open: Callable[[Seque
 async def serving(
     app: FastAPI, listening: socket.socket, on_open: Callable[[Sequence[str]], None] | None = None
 ) -> AsyncIterator[asyncio.Task[None]]:
-    """Serve beside, until the block ends; running answers may end first. For a process that has other work and handles signals itself.
+    """Serve in a task while the block runs; at its end, running answers may end first. For a process that handles signals itself.
 
     on_open: as of `serve`; None for an application without models.
-    Gives the task that serves: it ends before the block only if it fails.
+    Yields that task: it ends before the block only if it fails.
     """
     server = _Unsignalled(_config(app))
     with nullcontext() if on_open is None else _telling(app, on_open):
@@ -98,7 +98,7 @@ async def serving(
 class _Unsignalled(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Of what it is part of, and not its own."""
+        """Does nothing: the process that it is part of handles its own signals."""
         yield
 
 

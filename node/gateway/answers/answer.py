@@ -20,10 +20,10 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """Some more of one answer."""
+    """The next part of an answer."""
 
     choice: int
-    """Its number, prompt by prompt."""
+    """The answer's number, counted prompt by prompt."""
 
     text: str
     """Empty if the last tokens give no certain text yet."""
@@ -56,7 +56,7 @@ class End:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Called:
-    """The model calls a tool; its text is no part of the answer."""
+    """The model calls a tool; the text of a call is not part of the answer."""
 
     choice: int
     call: ToolCall
@@ -64,7 +64,7 @@ class Called:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thinking:
-    """Some more of what the model says to itself; it is no part of the answer."""
+    """The next part of what the model thinks, which is not part of the answer."""
 
     choice: int
     text: str
@@ -83,13 +83,13 @@ class Usage:
 
     num_new: int = 0
     load_s: float = 0.0
-    """Until the prompts were encoded."""
+    """Seconds until the prompts were encoded."""
 
     first_s: float = 0.0
-    """From there to the first event of an answer."""
+    """Seconds from then to the first event of an answer."""
 
     rest_s: float = 0.0
-    """From there to the end of all answers."""
+    """Seconds from then to the end of all answers."""
 
     timings: dict[int, Timings] = field(default_factory=dict)
     """Of each answer that has begun, by its number; T1 and T2 are the request's."""

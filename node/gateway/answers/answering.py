@@ -45,7 +45,7 @@ class Answering:
         self.usage = Usage(num_prompt=sum(map(len, prompts)))
         self._tokenize_s = 0.0
         self._reused: dict[int, int] = {}
-        """By prompt with several answers: its tokens that hops had kept of an earlier request."""
+        """Prompt -> tokens that hops had kept of an earlier request; only of prompts with several answers."""
         self.trace: RequestTrace = NO_TRACE
         self._marks: dict[int, str] = {}
         """Tokens that are marks of calls and no text; they are needed to find the calls."""
@@ -69,7 +69,7 @@ class Answering:
         return answering
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """What happens, until all answers are complete; the first error of any ends all."""
+        """The events of all answers as they come; the first error of one answer ends all."""
         calls = Calls(self.request, self.served.model.tokenizer.chat_template)
         began_s = first_s = self._clock.now_s()
         if self.request.num_choices > 1:
@@ -88,7 +88,7 @@ class Answering:
                     yield one
 
     async def _compute_once(self) -> None:
-        """The prompts, each of which has several answers, side by side."""
+        """Compute each prompt once for all of its answers; all prompts at the same time."""
         model, owner = self.served.model, self._meter.account.owner
         try:
             async with asyncio.TaskGroup() as group:
@@ -98,7 +98,7 @@ class Answering:
         self._reused = {prompt: task.result() for prompt, task in enumerate(tasks)}
 
     def _answers(self) -> list[AsyncGenerator[Event, None]]:
-        """Of each prompt so many as are wanted."""
+        """As many for each prompt as the request wants."""
         each, context = self.request.num_choices, self._context()
         return [
             OneAnswer(context, ids, number, prompt * each + number, self._reused.get(prompt)).events()

@@ -22,9 +22,9 @@ from node.gateway.http.refusal import of_error
 async def respond(
     gateway: Gateway, http: HttpRequest, request: Request, writer_of: Callable[[Answering], Writer], is_stream: bool
 ) -> Response:
-    """The response, while the client listens; HungUpError if it does not.
+    """The response to a request. HungUpError if the client hangs up before there is one.
 
-    Returns when the whole answer is there, or the first event of a stream, so that what fails before it has a status of its own.
+    Returns when the whole answer is there, or the first event of a stream, so an earlier failure still gets its own HTTP status.
     """
     async with AsyncExitStack() as held:
         trace = held.enter_context(gateway.config.traces.request(f"{http.method} {http.scope['route'].path}", http.headers))

@@ -27,14 +27,14 @@ LIST_AGAIN_S = 5.0
 """Between two looks at what the swarm serves."""
 
 WRITE_SPENT_S = 5.0
-"""Between two looks at what keys have used, which is kept in a file."""
+"""Seconds between two writes of what keys have used."""
 
 OPEN_AGAIN_S = 5.0
-"""Between two tries to open a model that the swarm does not serve yet."""
+"""Seconds until a model that could not be opened is tried again."""
 
 
 class Gateway:
-    """The models, and the places for requests. `async with` opens the models beside, and closes them."""
+    """The models, and the places for requests. `async with` opens the models in a task, and closes them at its end."""
 
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
@@ -45,7 +45,7 @@ class Gateway:
         self.started_s = self.clock.unix_s()
         self._tasks = Tasks()
         self.all_open = asyncio.Event()
-        """All models are open; or the first names of the swarm's models are known."""
+        """Set when all models that were named are open; if none was named, when the first names of the swarm's models are known."""
         self.dashboard = self._dashboard()
         self.metrics.read_from(metrics.RUNNING, lambda: self.places.num_taken)
         self.metrics.read_from(metrics.WAITING, lambda: self.places.num_waiting)
@@ -65,7 +65,7 @@ class Gateway:
         await asyncio.to_thread(self.config.traces.flush)  # SIGTERM ends the process soon after
 
     def keep(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run it beside, until it ends or the gateway does."""
+        """Run this in a task of the gateway, which is cancelled at the gateway's end."""
         self._tasks.keep(work, name)
 
     async def _keep_accounts(self) -> None:
@@ -89,7 +89,7 @@ class Gateway:
         return PageOrders(config.operator, config.reach(), bans, self.accounts, watcher, config.clock)
 
     async def _open_all(self) -> None:
-        """So that the first request does not wait; what fails is tried again, and said once."""
+        """Open the models before the first request, until all are open."""
         for name in self.models.names:
             while self.models.opened(name) is None:
                 try:

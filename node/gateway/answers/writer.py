@@ -42,7 +42,7 @@ class Writer(Protocol):
         ...
 
     def event(self, one: Event) -> bytes:
-        """Empty: it says nothing."""
+        """The bytes of one event; empty if the API has none for it."""
         ...
 
     def ending(self, usage: Usage) -> Iterable[bytes]:

@@ -1,6 +1,6 @@
 """Who asks, and what they have left.
 
-The file of keys is looked at with each request, so that a new key counts at once and a revoked one no more.
+Each request looks whether the file of keys has changed, so a new key works at once, and a revoked one no longer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Account:
     """One caller's budgets."""
 
     name: str
-    """Of the key; "" = all who ask a gateway without keys."""
+    """The key's name; "" = all clients of a gateway without keys."""
 
     clock: Clock
     requests: RequestBudget | None = None
@@ -37,7 +37,7 @@ class Account:
     """May give orders on the page."""
 
     owner: str = ""
-    """Whose prompts share their beginnings with its own: a new key under an old name shares nothing with the old one."""
+    """Prompts of one owner share their first tokens. It is the hash of a key, so a new key shares nothing with an old one of that name."""
 
     @classmethod
     def of(cls, key: Key, clock: Clock) -> Account:
@@ -88,16 +88,16 @@ class Accounts:
         self._accounts: dict[str, Account] = {}
         self._keys: tuple[Key, ...] = ()
         self._kept: spent.Spent = {} if path is None else spent.read(path.with_name(spent.FILE))
-        """As in the file."""
+        """What the file says that the keys have used."""
 
         self.needs_key = False
-        """Stays true once there was a key: revoking the last one opens no gateway."""
+        """It stays true once there was a key: the gateway does not become public if the last key is revoked."""
         if path is not None:
             self._stamp = api_keys.stamp(path)
             self._use(api_keys.read(path))
 
     def of(self, given: Headers) -> Account:
-        """Whose request this is, by its headers; RefusedError (401) without a key, if one is needed."""
+        """The account of a request, by its headers; RefusedError (401) without a key, if one is needed."""
         self._look()
         if not self.needs_key:
             return self._anybody

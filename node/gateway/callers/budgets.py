@@ -20,15 +20,15 @@ class Left:
     limit: int
     remaining: int
     reset_s: float
-    """Until all of it is there again, if nothing more is used."""
+    """Seconds until all of it is there again, if nothing more is used."""
 
     wait_s: float
-    """Until something of it is there; 0 = now."""
+    """Seconds until something of it is there; 0 = now."""
 
 
 @dataclass(slots=True)
 class RequestBudget:
-    """At most `limit` requests in any minute, wherever it begins."""
+    """At most `limit` requests in any 60 seconds."""
 
     limit: int
     _taken_s: deque[float] = field(default_factory=deque)

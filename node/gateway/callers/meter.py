@@ -11,28 +11,28 @@ from swarm.timings import Timings
 
 
 class Meter:
-    """For the budget of its caller, and for the gateway's metrics."""
+    """Counts for the caller's budget and for the gateway's metrics."""
 
     def __init__(self, account: Account, counts: Metrics, max_seconds: float = math.inf) -> None:
-        """max_seconds: from now on until its answers must end."""
+        """max_seconds: limit of the time from now until its answers end."""
         self.account, self._counts, self._max_seconds = account, counts, max_seconds
         self._began_s = account.clock.now_s()
         self._has_token = False
         self.wait_s = 0.0
-        """How long it was in the queue."""
+        """Seconds that the request was in the queue."""
 
     def waited(self, seconds: float) -> None:
-        """It was so long in the queue."""
+        """The request has left the queue after so many seconds."""
         self.wait_s = seconds
         self._counts.took(metrics.QUEUE, seconds)
 
     def prompt(self, model: str, num_tokens: int) -> None:
-        """Its prompts are about to be computed; RefusedError (429) if they are beyond the budget."""
+        """A prompt is about to be computed; RefusedError (429) if they are beyond the budget."""
         self.account.take_prompt(num_tokens)
         self._counts.count(metrics.PROMPT_TOKENS, num_tokens, model=model)
 
     def cached(self, model: str, num_tokens: int) -> None:
-        """So many tokens of a prompt were not computed, since hops had kept them."""
+        """Hops had kept so many tokens of a prompt, which were not computed again."""
         if num_tokens:
             self._counts.count(metrics.CACHED_TOKENS, num_tokens, model=model)
 
@@ -46,11 +46,11 @@ class Meter:
         return self.account.add_token() and spent_s < self._max_seconds
 
     def session_began(self, model: str) -> None:
-        """One session at the nodes more."""
+        """A session of this request begins at the nodes."""
         self._counts.count(metrics.SESSIONS, 1, model=model)
 
     def session_ended(self, model: str) -> None:
-        """One less."""
+        """A session of this request has ended."""
         self._counts.count(metrics.SESSIONS, -1, model=model)
 
     def answered(self, timings: Timings) -> None:

@@ -1,7 +1,7 @@
 """Gives orders of the page's visitors, as the gateway's operator.
 
-A visitor may press if the gateway has no keys, and so is for the users of its own machine, or if the visitor's key was made with
-`--operator`. That is asked anew at every press. The operator's key stays here: a browser never sees it.
+A visitor may give orders if the gateway has no keys (then only users of its machine reach it), or if the visitor's key was made with
+`--operator`. Each order checks that again. The operator's key stays here: a browser never sees it.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from swarm.peer import operator
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Between two looks at which nodes are to be asked."""
+"""Seconds between two looks at which nodes are to be asked."""
 
 AGAIN_S = 15.0
-"""From one question of a node, what the operator may order there, to the next."""
+"""Seconds until a node is asked again what the operator may order there."""
 
 ASK_S = 5.0
-"""How long one node may take for that; an order may take as long as the call allows."""
+"""Seconds in which a node has to answer that question; an order may take as long as its call allows."""
 
 AT_ONCE = 16
 """Nodes that are asked at once."""
 
 HERE = "this machine"
-"""Who presses at a gateway without keys."""
+"""What a visitor is called at a gateway without keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +64,11 @@ class PageOrders:
     def __init__(
         self, identity: Identity, reach: Reach, bans: Bans | None, accounts: Accounts, watcher: Watcher, clock: Clock
     ) -> None:
-        """bans: of the gateway itself; None = it is a node's page, and no answer goes out here."""
+        """bans: of the gateway itself; None = this is the page of a node, which answers no prompts."""
         self._reach, self._pool = reach, operator.connections(identity, reach.gate)
         self._bans, self._accounts, self._watcher, self._clock = bans, accounts, watcher, clock
         self._said: dict[PeerId, tuple[float, OrderReply | None]] = {}
-        """When each node was asked, and what it said."""
+        """Node -> when it was asked, and what it answered; None = nothing that can be used."""
 
     def visitor(self, headers: Headers) -> str | None:
         try:
@@ -97,7 +97,7 @@ class PageOrders:
             await asyncio.sleep(LOOK_S)
 
     def _due(self, records: Iterable[PeerRecord]) -> list[PeerRecord]:
-        """Those that were asked longest ago, or never."""
+        """The nodes whose answer is older than AGAIN_S, the oldest first, AT_ONCE of them at most."""
         before_s = self._clock.now_s() - AGAIN_S
         silent = self._watcher.look.silent
         due = [one for one in records if one.peer not in silent and self._said.get(one.peer, (-AGAIN_S, None))[0] <= before_s]

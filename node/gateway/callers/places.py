@@ -17,7 +17,7 @@ AGAIN_S = 1
 
 
 class Place:
-    """One request's, from its coming to its end."""
+    """The place of one request, from its arrival to its end."""
 
     def __init__(self, caller: str, wait_s: float) -> None:
         self.caller, self._wait_s = caller, wait_s
@@ -44,7 +44,7 @@ class Places:
         self.most, self.most_waiting, self.wait_s = most, most_waiting, wait_s
         self._taken = Counter[str]()
         self._served: dict[str, int] = {}
-        """Of all callers that ever had a place, as many as there are keys: else two callers could keep a third one waiting for ever."""
+        """Caller -> the number of its last place, so that two callers cannot keep a third one waiting. There are as many as keys."""
         self._num_served = 0
         self._waiting: list[Place] = []
 

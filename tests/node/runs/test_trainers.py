@@ -13,7 +13,7 @@ from node.runs.stage.leaving import hand_over
 from node.training.unit_state import UnitState
 from protocols.errors import DiskFullError, NonFiniteGradientError
 from protocols.ids import Span
-from protocols.units import Blocks, Ends
+from protocols.units import Blocks, Ends, Unit
 from swarm.training.coordinator import Step
 from tests.node.runs.toy_swarm import HALVES, NUM, ToySwarm, TrainerProcess, own_batch, toy_swarm, until
 
@@ -47,13 +47,16 @@ def roles(swarm: ToySwarm) -> tuple[TrainerProcess, TrainerProcess]:
 
 
 async def in_the_middle(swarm: ToySwarm, version: int, timeout_s: float = 30.0) -> None:
-    """Some micro-batches of this version are in the sums, and not all."""
+    """Some micro-batches of this version are in the sums of all units, and not all are."""
 
-    def num_held() -> int:
-        states = [state for stage in swarm.stages for state in stage.units.states.values() if state.version == version]
-        return max((len(state.num_targets()) for state in states), default=0)
+    def num_whole() -> int:
+        held = dict[Unit, set[int]]()
+        for stage in swarm.stages:
+            for unit, state in stage.units.states.items():
+                held.setdefault(unit, set()).update(state.num_targets() if state.version == version else ())
+        return len(set.intersection(*held.values()))
 
-    await until(lambda: 2 <= num_held() < NUM - 2, timeout_s)
+    await until(lambda: 2 <= num_whole() < NUM - 2, timeout_s)
 
 
 def slow(moment: str) -> None:
