@@ -229,7 +229,7 @@ class _Answer:
         vocab_size = self.limits.vocab_size
         changes = b"" if guesses else self.chooser.changes(self.said, self.num_prompt, vocab_size or 0)
         top = self.chooser.asks([*self.said, *guesses], self.num_prompt, bool(changes))
-        top = 0 if vocab_size is not None and max(top, self.chooser.own or 0) >= vocab_size else top
+        top = 0 if vocab_size is not None and _costs_more(top, self.chooser.own, vocab_size) else top
         self.mask = b"" if self.constraint is None else await self.constraint.mask()
         temperature = self.chooser.temperature_of(bool(changes))
         own = self.chooser.own
@@ -245,6 +245,12 @@ class _Answer:
         if self.constraint is not None and token not in self.limits.ends:
             self.constraint.accept(token)
         self.said.append(token)
+
+
+def _costs_more(top: int, own: int | None, vocab_size: int) -> bool:
+    """Do the largest logits take as many bytes as all of them? Each comes with its id. own: as `Chooser.own`."""
+    num_values = top if own is None else 2 * top + own
+    return 2 * num_values >= vocab_size
 
 
 def _num_allowed(length: int, limits: Limits) -> int:
