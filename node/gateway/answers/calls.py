@@ -11,9 +11,10 @@ from node.gateway.answers.models import ServedModel
 from node.gateway.answers.request import Request
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.call_forms import form_of
-from node.gateway.tools.channels import Thought, finder_of
+from node.gateway.tools.channels import finder_of
 from node.gateway.tools.tool_calls import ToolCall, tools_of
 from swarm.thin.grammar.answer_form import CallForm
+from swarm.thin.channels import Thought
 
 
 class Calls:

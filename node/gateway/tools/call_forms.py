@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from swarm.thin import channels
 from swarm.thin.grammar.answer_form import CallForm, Layout
 
 _DEEPSEEK = CallForm(
@@ -18,15 +19,14 @@ _DEEPSEEK = CallForm(
 _DEEPSEEK_FENCED = Layout(
     open="<｜tool▁call▁begin｜>function<｜tool▁sep｜>", between="\n```json\n", close="\n```<｜tool▁call▁end｜>", separator="\n"
 )
-_CHANNELS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 _LLAMA = CallForm(begin="{", key="parameters", or_python=True)
 _LLAMA4 = ("<|python_start|>", "<|python_end|>")
 _TAGGED = ("<tool_call>", "</tool_call>")
 _GLM = (*_TAGGED, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 
 FORMS: tuple[tuple[tuple[str, ...], CallForm | None], ...] = (
-    (("<|channel|>", "<|message|>"), CallForm(
-        begin="", is_channels=True, marks=_CHANNELS,
+    ((channels.CHANNEL_MARK, channels.BODY), CallForm(
+        begin="", is_channels=True, marks=channels.MARKS,
         layout=Layout(open="<|channel|>commentary to=functions.", between=" <|constrain|>json<|message|>"),
     )),
     (("[func_name1(",), CallForm(begin="[", or_python=True, is_python=True, around=_LLAMA4)),

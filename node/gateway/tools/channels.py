@@ -1,143 +1,39 @@
-"""Answers that are messages in channels: thoughts, text and calls of tools.
-
-gpt-oss says `<|channel|>analysis<|message|>…<|end|><|start|>assistant<|channel|>final<|message|>…`; a call is a message to a function. What
-stands in the channel `analysis` is a thought, and anything else that is no call is text.
-Source: https://github.com/openai/openai-cookbook/blob/main/articles/openai-harmony.md
-"""
+"""Calls of tools in answers that are messages in channels."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from node.gateway.tools.call_layout import Tools, read_json
 from node.gateway.tools.tool_calls import CallFinder, ToolCall, call_of
 from swarm.thin.grammar.answer_form import CallForm
-
-HEADS = ("<|channel|>", "<|start|>", "<|message|>", " to=")
-"""What a message begins with that says where it goes."""
-
-BODY = "<|message|>"
-"""Ends the head of a message."""
-
-ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
-"""What ends a message; the last one begins the next one, too."""
-
-LONGEST = max(map(len, ENDS))
-
-MAX_HEAD = 300
-"""Letters of a head: what is longer is text."""
-
-CHANNEL, RECIPIENT = re.compile(r"<\|channel\|>\s*(\w+)"), re.compile(r"\bto=(?:functions\.)?([^\s<]+)")
-THOUGHTS = "analysis"
-FINAL = f"<|channel|>final{BODY}"
-"""Before an answer that has to be JSON."""
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """What the model says to itself."""
-
-    text: str
+from swarm.thin.channels import ChannelReader, Sent, Thought
 
 
 class ChannelFinder:
     """Splits one answer into thoughts, text and calls, as it comes: `feed` for each piece, `rest` at its end."""
 
     def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._held = ""
-        self._head: str | None = None
-        """Of the message that has begun; None: it has not."""
-
-        self._num_seen = 0
-        """Letters of what is held that begin no mark."""
-
-        self._has_said = False
-        """There was a message of text before."""
+        self._tools, self._reader = tools, ChannelReader()
 
     def feed(self, text: str) -> Iterator[str | ToolCall | Thought]:
         """What is certain now."""
-        self._held += text
-        while self._held:
-            before = self._held, self._head
-            yield from self._begin() if self._head is None else self._go_on()
-            if (self._held, self._head) == before:
-                return
+        return map(self._made, self._reader.feed(text))
 
     def rest(self) -> Iterator[str | ToolCall | Thought]:
         """What was held back."""
-        if self._head is not None:
-            yield from self._ended(self._held)
-        elif self._held and not self._held.startswith(HEADS):  # else a head without its message
-            yield self._held
-        self._held, self._head = "", None
+        return map(self._made, self._reader.rest())
 
-    def _begin(self) -> Iterator[str]:
-        """Read the head of a message, if it is whole. What is no head, is text: its first letter is, whatever that is."""
-        at = self._held.find(BODY)
-        may_be_head = any(self._held.startswith(head[: len(self._held)]) for head in HEADS)
-        is_long = len(self._held) > MAX_HEAD + len(BODY) and not 0 <= at <= MAX_HEAD
-        if may_be_head and not is_long and at < 0:
-            return
-        first = ""
-        if may_be_head and not is_long:
-            self._head, self._held = self._held[:at], self._held[at + len(BODY) :]
-        else:
-            self._head, first, self._held = "", self._held[0], self._held[1:]
-        if self._is_text:
-            yield ("\n" if self._has_said else "") + first
-            self._has_said = True
-
-    def _go_on(self) -> Iterator[str | ToolCall | Thought]:
-        """More of a message, or its end."""
-        stops = [(at, mark) for mark in ENDS if (at := self._held.find(mark, self._num_seen)) >= 0]
-        self._num_seen = 0 if stops else max(len(self._held) - LONGEST, 0)
-        if stops:
-            at, mark = min(stops)
-            body, self._held = self._held[:at], self._held[at + (0 if mark == ENDS[-1] else len(mark)) :]
-            yield from self._ended(body)
-            self._head = None
-        elif not self._is_call:
-            keep = max(_length_of_start(self._held, mark) for mark in ENDS)
-            self._num_seen = 0
-            certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-            yield from self._said(certain)
-
-    def _ended(self, body: str) -> Iterator[str | ToolCall | Thought]:
-        if not self._is_call:
-            yield from self._said(body)
-            return
-        call = self._call(body)
-        yield f"{self._head}{BODY}{body}" if call is None else call
-
-    def _call(self, body: str) -> ToolCall | None:
-        found = RECIPIENT.search(self._head or "")
+    def _made(self, one: str | Sent | Thought) -> str | ToolCall | Thought:
+        """A call that is none stays text."""
+        if not isinstance(one, Sent):
+            return one
         try:
-            return call_of(found and found[1], read_json(body), self._tools)
+            return call_of(one.recipient, read_json(one.body), self._tools) or one.whole
         except (ValueError, RecursionError):
-            return None
-
-    def _said(self, text: str) -> Iterator[str | Thought]:
-        if text:
-            yield text if self._is_text else Thought(text)
-
-    @property
-    def _is_call(self) -> bool:
-        return RECIPIENT.search(self._head or "") is not None
-
-    @property
-    def _is_text(self) -> bool:
-        channel = CHANNEL.search(self._head or "")
-        return not self._is_call and (channel is None or channel[1] != THOUGHTS)
+            return one.whole
 
 
 def finder_of(form: CallForm, tools: Tools) -> CallFinder | ChannelFinder:
     """For one answer."""
     return ChannelFinder(tools) if form.is_channels else CallFinder(form, tools)
-
-
-def _length_of_start(text: str, mark: str) -> int:
-    """Letters at the end of `text` with which `mark` may begin."""
-    return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.gateway.tools.call_forms import form_of
-from node.gateway.tools.channels import ChannelFinder, Thought, finder_of
+from node.gateway.tools.channels import ChannelFinder, finder_of
 from node.gateway.tools.tool_calls import CallFinder, ToolCall
+from swarm.thin.channels import Thought
 
 TOOLS: dict[str, dict[str, object]] = {
     "add": {"properties": {"a": {"type": "integer"}, "note": {"type": "string"}}},
