@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
+from swarm.thin.channels import ChannelReader, Sent, Thought
 from swarm.thin.stops import Decoder, Stops
 
 HALF_A_LETTER = "\ufffd"
@@ -60,10 +62,14 @@ class TextOut:
         stops: Sequence[str] = (),
         ends: Stops | None = None,
         now_s: Callable[[], float] = time.monotonic,
+        marks: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
+        """marks: of channels, by their tokens (`channels.marks_of`): then only what is said in an answer's messages is written, and not
+        what the model says to itself."""
         assert all(stops), "an empty text would end every answer"
         self._tokenizer, self._write, self._stops, self._ends = tokenizer, write, tuple(stops), ends
         self._now_s = now_s
+        self._marks, self._reader = marks, ChannelReader() if marks else None
         self._prompt: list[int] = []
         self._ids: list[int] = []
         self._from, self._shown = 0, 0
@@ -101,6 +107,7 @@ class TextOut:
     def _add(self, token: int) -> Parts:
         self._ids.append(token)
         self._emit(self._certain(*(yield self._runs())))
+        self._emit(self._marks.get(token, ""))
         if self._ends is not None:
             near = [*self._prompt, *self._ids[-NEAR_TOKENS:]]
             texts = yield Runs(self._ends.runs(near), skips_special=False)
@@ -136,6 +143,7 @@ class TextOut:
         if self._held and not self._is_stopped:
             self._put_out(self._held)
         self._held = ""
+        self._write_said(self._reader.rest() if self._reader is not None else ())
 
     def _certain(self, before: str, after: str) -> str:
         """Text of the new tokens, or nothing while they end in half a letter."""
@@ -163,9 +171,15 @@ class TextOut:
         self._put_out(text)
 
     def _put_out(self, text: str) -> None:
-        if text:
-            self.text += text
-            self._write(text)
+        self._write_said(self._reader.feed(text) if self._reader is not None else (text,))
+
+    def _write_said(self, parts: Iterable[str | Sent | Thought]) -> None:
+        """Write what is text; a message to a tool that this client does not have is."""
+        for part in parts:
+            text = part.whole if isinstance(part, Sent) else "" if isinstance(part, Thought) else part
+            if text:
+                self.text += text
+                self._write(text)
 
 
 def _length_of_start(text: str, stop: str) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from node.cli.ask.speaking import Speaker, new_out
+from node.cli.ask.speaking import Speaker, chat_out
 from node.cli.flags.asking import say_followed, summary, versions_of
 from node.cli.terminal.console import remark, write_piece
 from node.cli.terminal.interruption import Interruption
@@ -19,9 +19,6 @@ from protocols.errors import BadRequestError
 from protocols.words import counted
 from swarm.thin.text import TextOut
 from swarm.thin.tokenizing.templates import Message
-
-PLAIN_STOP = "\nUser:"
-"""Where an answer ends, for a model that has no chat template and would go on with our part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +60,7 @@ class Conversation:
 
     def say(self, line: str) -> None:
         """One question and its answer, which goes to stdout as it comes. If it fails, it was never asked."""
-        out = new_out(self._speaker, None if self._speaker.has_template else PLAIN_STOP)
+        out = chat_out(self._speaker)
         started_s = time.monotonic()
         kept, trips = [*self.messages, {"role": "user", "content": line}], None
         versions = versions_of(self._speaker.journey)

@@ -5,16 +5,21 @@ With embedding and head here (`full.py`) or without (`thin.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from node.cli.flags.asking import ClientSettings, Sampling
 from node.cli.terminal.console import remark, write_piece
+from swarm.thin import channels
 from swarm.thin.settings import Settings
 from swarm.thin.stops import Stops
 from swarm.thin.text import TextOut
 from swarm.thin.tokenizing.templates import Message
+
+PLAIN_STOP = "\nUser:"
+"""Where an answer ends, for a model that has no chat template and would go on with our part."""
 
 
 class Speaker(Protocol):
@@ -68,11 +73,20 @@ class Speaker(Protocol):
         ...
 
 
-def new_out(speaker: Speaker, stop: str | None = None) -> TextOut:
-    """Where an answer goes: to stdout. stop: text at which it ends, beside the checkpoint's stop strings; it is not shown."""
+def chat_out(speaker: Speaker) -> TextOut:
+    """Where an answer in a conversation goes: as `new_out`. Of a model that answers in channels, what it says to itself is left out."""
+    template = speaker.tokenizer.chat_template
+    if template is None:
+        return new_out(speaker, PLAIN_STOP)
+    return new_out(speaker, marks=channels.marks_of(speaker.tokenizer) if channels.has_channels(template) else {})
+
+
+def new_out(speaker: Speaker, stop: str | None = None, marks: Mapping[int, str] = MappingProxyType({})) -> TextOut:
+    """Where an answer goes: to stdout. stop: text at which it ends, beside the checkpoint's stop strings; it is not shown. marks: as
+    `TextOut` has them."""
     texts = speaker.settings.stop_strings()
     ends = Stops(speaker.tokenizer, texts) if texts else None
-    return TextOut(speaker.tokenizer, write_piece, () if stop is None else (stop,), ends)
+    return TextOut(speaker.tokenizer, write_piece, () if stop is None else (stop,), ends, marks=marks)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from node.gateway.answers.answer import End, Event, Usage
-from node.gateway.answers.calls import Calls, check_tools, form_in, marks_of
+from node.gateway.answers.calls import Calls, check_tools, form_in
 from node.gateway.answers.models import ServedModel
 from node.gateway.answers.one_answer import AnswerContext, OneAnswer
 from node.gateway.answers.prompts import check_length, ids_of
@@ -21,7 +21,7 @@ from node.gateway.callers.meter import Meter
 from node.gateway.tools.calling import Calling, rules_of
 from swarm.clock import Clock
 from swarm.thin.grammar.answer_form import AnswerForm
-from swarm.thin.channels import FINAL
+from swarm.thin.channels import FINAL, marks_of
 
 AHEAD = 4
 """Events of a request that wait for a slow reader; then its answers pause."""
@@ -65,7 +65,7 @@ class Answering:
         answering = cls(served, request, prompts, form, meter, clock)
         answering._tokenize_s = tokenize_s
         if marked is not None:
-            answering._marks = await served.aside(marks_of, served, marked)
+            answering._marks = await served.aside(marks_of, served.model.tokenizer, marked.marks)
         return answering
 
     async def events(self) -> AsyncGenerator[Event, None]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from node.gateway.answers.answer import Called, End, Event, Piece, Thinking, TokenText
-from node.gateway.answers.models import ServedModel
 from node.gateway.answers.request import Request
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.call_forms import form_of
@@ -68,13 +67,6 @@ def form_in(request: Request, template: str | None) -> CallForm | None:
     """What has to be looked for in answers to this request; None = nothing: they are text."""
     form = form_of(template) if template is not None and request.is_conversation else None
     return form if form is not None and (request.tools or form.is_channels) else None
-
-
-def marks_of(served: ServedModel, form: CallForm) -> dict[int, str]:
-    """Tokens of a model that are marks of its calls, and left out of texts; blocks."""
-    tokenizer = served.model.tokenizer
-    ids = {mark: tokenizer.encode(mark, add_special_tokens=False) for mark in form.marks}
-    return {found[0]: mark for mark, found in ids.items() if len(found) == 1 and not tokenizer.decode(found)}
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]], template: str | None) -> None:

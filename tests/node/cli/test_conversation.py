@@ -18,8 +18,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from node.cli.ask.chat import obey
-from node.cli.ask.conversation import PLAIN_STOP, Conversation, Manner, fitting
+from node.cli.ask.conversation import Conversation, Manner, fitting
 from node.cli.ask.full import FullSpeaker
+from node.cli.ask.speaking import PLAIN_STOP
 from node.cli.flags.asking import Sampling
 from node.cli.flags.speculation import Speculation
 from node.cli.terminal.interruption import LEAVE_S, Interruption
@@ -27,6 +28,7 @@ from node.cli.terminal.utf8 import MAX_PROMPT, check_arguments, checked
 from protocols.errors import BadRequestError, ModelNotSupportedError
 from swarm.thin.tokenizing.templates import plain
 from tests.families import add_byte_tokenizer, make_checkpoint
+from tests.speaking_model import make_speaker
 from tests.swarm.client.local_backend import LocalBackend, local_model
 
 NEW, LIMIT = 20, 256
@@ -268,3 +270,15 @@ def test_text_that_is_not_utf8_says_where() -> None:
         with pytest.raises(BadRequestError, match=words):
             check_arguments(arguments)
     check_arguments(["chat", "m", "--system=é", "--", "世界"])
+
+
+def test_what_a_model_says_to_itself_is_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a model that answers in channels, as gpt-oss."""
+    thinks, marks = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant", ("<|channel|>", "<|message|>", "<|return|>")
+    says = {":": thinks, thinks: "<|channel|>", "<|channel|>": "final", "final": "<|message|>", "<|message|>": "It is 42."}
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}<|channel|><|message|>{% endif %}:"
+    path = make_speaker(tmp_path / "tiny", template, says, marks, ("<|return|>",))
+    held = Held(path, None)
+    held.talk.say("What is 1 + 41?")
+    assert held.talk.messages[-1] == {"role": "assistant", "content": "It is 42."}
+    assert capsys.readouterr().out == "It is 42.\n"

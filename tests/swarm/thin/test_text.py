@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swarm.thin.channels import MARKS
 from swarm.thin.text import TextOut
 
 
@@ -60,3 +61,35 @@ def test_of_several_stop_texts_the_first_that_is_complete_ends_the_answer(text: 
             expected = text[: min(begins)]
             break
     assert "".join(stream(text, *stops)) == expected
+
+
+class WithMarks(Bytes):
+    """Tokens from 256 on are no text."""
+
+    def decode_all(self, runs: Sequence[Sequence[int]], skip_special_tokens: bool = True) -> list[str]:
+        return super().decode_all([[token for token in ids if token < 256] for ids in runs])
+
+
+def test_only_what_is_said_in_messages_is_written() -> None:
+    marks = dict(enumerate(MARKS, 256))
+    ids = {mark: token for token, mark in marks.items()}
+    pieces: list[str] = []
+    out = TextOut(WithMarks(), pieces.append, ("stop",), marks=marks)
+    out.put([1])
+    said = [
+        "<|channel|>",
+        "analysis",
+        "<|message|>",
+        "Hm é.",
+        "<|end|>",
+        "<|start|>",
+        "assistant",
+        "<|channel|>",
+        "final",
+        "<|message|>",
+    ]
+    for part in [*said, "Yes é", "stop", "no"]:
+        for token in [ids[part]] if part in ids else part.encode():
+            out.put([token])
+    out.end()
+    assert "".join(pieces) == out.text == "Yes é" and out.stopped_by == "stop"

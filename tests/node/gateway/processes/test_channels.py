@@ -18,8 +18,9 @@ from openai import BadRequestError, OpenAI
 
 from tests.end_to_end.wire import WireSwarm
 from tests.node.gateway.processes.conftest import LIMIT_S
-from tests.node.gateway.processes.test_tools import TOOL, USER, make_speaker
+from tests.node.gateway.processes.test_tools import TOOL, USER
 from tests.node.gateway.processes.toy_gateway import toy_gateway
+from tests.speaking_model import make_speaker
 
 ARGUMENTS = '{"a": 1, "b": 41}'
 THINKS, ANSWERS = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant", "<|channel|>final<|message|>It is 42."

@@ -7,27 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ollama
 import pytest
-import torch
-import transformers
 from anthropic import Anthropic
 from anthropic import BadRequestError as AnthropicBadRequest
 from langchain_core.messages import ToolMessage
 from langchain_openai import ChatOpenAI
 from openai import BadRequestError, OpenAI
-from tokenizers import AddedToken
-from transformers import PreTrainedTokenizerFast
 
-from tests.end_to_end.local_swarm import make_llama
 from tests.end_to_end.wire import WireSwarm
-from tests.families import add_byte_tokenizer
 from tests.node.gateway.processes.conftest import LIMIT_S
 from tests.node.gateway.processes.toy_gateway import toy_gateway
+from tests.speaking_model import make_speaker
 
 CALL = '{"name": "add", "arguments": {"a": 1, "b": 41}}'
 SAYS = {":": "<tool_call>", "<tool_call>": CALL, CALL: "</tool_call>", ">": "It is 42."}
@@ -43,47 +37,9 @@ TOOL: dict[str, Any] = {
 USER = {"role": "user", "content": "What is 1 + 41?"}
 
 
-def make_speaker(
-    folder: Path,
-    template: str = TEMPLATE,
-    says: Mapping[str, str] = SAYS,
-    special: Sequence[str] = (),
-    ends: Sequence[str] = ("<end>",),
-) -> Path:
-    """A checkpoint that says what `says` says, token by token. ends: tokens that end an answer; the first follows what nothing follows."""
-    path = make_llama(folder)
-    add_byte_tokenizer(path)
-    (path / "chat_template.jinja").write_text(template)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    words = dict.fromkeys(word for pair in says.items() for word in pair if len(word) > 1)
-    tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in words if word not in special])
-    tokenizer.add_special_tokens({"eos_token": "<end>", "additional_special_tokens": list(special)})
-    tokenizer.save_pretrained(path)
-    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in [":", ">", *words, *ends]}
-    follows = {ids[before]: ids[after] for before, after in says.items()}
-    follows |= {ids[word]: ids[ends[0]] for word in words if word not in says}
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(0)
-        seen = torch.randn(model.get_input_embeddings().weight.shape, generator=generator)
-        model.get_input_embeddings().weight.copy_(seen)
-        head = torch.zeros_like(seen)
-        for before, after in follows.items():
-            head[after] += seen[before]
-        model.lm_head.weight.copy_(head)
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
-        model.model.norm.weight.fill_(1.0)
-    model.config.eos_token_id = model.generation_config.eos_token_id = [ids[end] for end in ends]
-    model.save_pretrained(path)
-    return path
-
-
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
-    made = WireSwarm(make_speaker(tmp_path_factory.mktemp("models") / "tiny"), [(0, 3), (3, 6)], with_ends=True)
+    made = WireSwarm(make_speaker(tmp_path_factory.mktemp("models") / "tiny", TEMPLATE, SAYS), [(0, 3), (3, 6)], with_ends=True)
     yield made
     made.close()
 
