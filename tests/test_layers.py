@@ -283,7 +283,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
     "node/dashboard": ("node/watching", "swarm"),
     "node/dashboard/pages": ("node/dashboard", "node/training/report", "node/watching"),
     "node/gateway/http": ("swarm", "swarm/thin"),
-    "node/gateway/tools": ("node/gateway/http", "swarm/thin/grammar"),
+    "node/gateway/tools": ("node/gateway/http", "swarm/thin", "swarm/thin/grammar"),
     "node/cli/terminal": ("node", "swarm", "swarm/lan", "swarm/weights"),
     "node/cli/flags": (
         "node",

@@ -20,8 +20,8 @@ from node.gateway.answers.traces import NO_TRACE, RequestTrace
 from node.gateway.callers.meter import Meter
 from node.gateway.tools.calling import Calling, rules_of
 from swarm.clock import Clock
-from swarm.thin.grammar.answer_form import AnswerForm
 from swarm.thin.channels import FINAL, marks_of
+from swarm.thin.grammar.answer_form import AnswerForm
 
 AHEAD = 4
 """Events of a request that wait for a slow reader; then its answers pause."""

@@ -12,8 +12,8 @@ from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.call_forms import form_of
 from node.gateway.tools.channels import finder_of
 from node.gateway.tools.tool_calls import ToolCall, tools_of
-from swarm.thin.grammar.answer_form import CallForm
 from swarm.thin.channels import Thought
+from swarm.thin.grammar.answer_form import CallForm
 
 
 class Calls:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from node.gateway.tools.call_layout import Tools, read_json
 from node.gateway.tools.tool_calls import CallFinder, ToolCall, call_of
-from swarm.thin.grammar.answer_form import CallForm
 from swarm.thin.channels import ChannelReader, Sent, Thought
+from swarm.thin.grammar.answer_form import CallForm
 
 
 class ChannelFinder:

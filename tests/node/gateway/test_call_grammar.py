@@ -22,8 +22,8 @@ from node.gateway.tools.calling import Calling, rules_of
 from node.gateway.tools.channels import finder_of
 from node.gateway.tools.tool_calls import ToolCall, tools_of
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.grammar.answer_form import AnswerForm
 from swarm.thin.channels import FINAL
+from swarm.thin.grammar.answer_form import AnswerForm
 from swarm.thin.grammar.grammar import Grammar
 from tests.families import add_byte_tokenizer
 
