@@ -63,6 +63,11 @@ class Play:
     settings: dict[str, Any] = field(default_factory=dict)
     """For `generate`."""
 
+    @property
+    def all_settings(self) -> dict[str, Any]:
+        """Those and the usual ones."""
+        return {"max_new_tokens": self.num_tokens, "do_sample": False, **self.settings}
+
     def ids(self, tokenizer: Any) -> torch.Tensor:
         """The prompt [1, tokens]."""
         if not self.is_chat:
@@ -183,17 +188,24 @@ class Streamer:
 
 def ask(play: Play, nodes: list[Node]) -> tuple[Answer, list[int]]:
     """The swarm's answer, with a death in its middle, and the answer of transformers alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     from swarm.client import SwarmModelForCausalLM
 
-    settings: dict[str, Any] = {"max_new_tokens": play.num_tokens, "do_sample": False, **play.settings}
-    kill_after = play.num_tokens // 3
     logging.disable_progress_bar()
     with console.status("a client finds the nodes and checks that they serve the same weights"):
         model = SwarmModelForCausalLM.from_pretrained(str(play.model), peers=[nodes[0].said["multiaddr"]], dtype="float32")
+    try:
+        ids = play.ids(model.tokenizer)
+        answer = generate(play, model, ids, nodes)
+    finally:
+        model.close()
+    return answer, generate_alone(play, ids)
+
+
+def generate(play: Play, model: Any, ids: Any, nodes: list[Node]) -> Answer:
+    """The swarm's answer. After a third of it, the last node of its route is killed."""
+    kill_after = play.num_tokens // 3
     by_peer = {node.said["peer"]: node for node in nodes}
     victims: list[Node] = []
 
@@ -203,25 +215,29 @@ def ask(play: Play, nodes: list[Node]) -> tuple[Answer, list[int]]:
         victims[0].is_killed = True
         return f"kill -9 {victims[0].process.pid}: {victims[0].name} is dead"
 
-    try:
-        ids = play.ids(model.tokenizer)
-        cache, streamer = model.new_cache(), Streamer(play, model.tokenizer, kill_after, kill)
-        output = model.generate(ids, streamer=streamer, past_key_values=cache, **settings)
-        if not victims:
-            raise VolunteerError(
-                f"the answer ended after {len(streamer.times_s)} tokens, and the kill comes after {kill_after}; "
-                "give another --prompt, or fewer --tokens"
-            )
-        hops = [by_peer[hop.peer] for hop in cache.journey.route]
-        answer = Answer(
-            ids=output[0].tolist(), times_s=streamer.times_s, victim=victims[0], killed_at=kill_after,
-            replacement=hops[-1] if hops[-1] is not victims[0] else None, replaced=cache.journey.replaced,
-        )  # fmt: skip
-    finally:
-        model.close()
+    cache, streamer = model.new_cache(), Streamer(play, model.tokenizer, kill_after, kill)
+    output = model.generate(ids, streamer=streamer, past_key_values=cache, **play.all_settings)
+    if not victims:
+        raise VolunteerError(
+            f"the answer ended after {len(streamer.times_s)} tokens, and the kill comes after {kill_after}; "
+            "give another --prompt, or fewer --tokens"
+        )
+    hops = [by_peer[hop.peer] for hop in cache.journey.route]
+    return Answer(
+        ids=output[0].tolist(), times_s=streamer.times_s, victim=victims[0], killed_at=kill_after,
+        replacement=hops[-1] if hops[-1] is not victims[0] else None, replaced=cache.journey.replaced,
+    )  # fmt: skip
+
+
+def generate_alone(play: Play, ids: Any) -> list[int]:
+    """The answer of transformers on this machine."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with torch.no_grad():
-        alone = AutoModelForCausalLM.from_pretrained(play.model, dtype=torch.float32).generate(ids, **settings)
-    return answer, alone[0].tolist()
+        model = AutoModelForCausalLM.from_pretrained(play.model, dtype=torch.float32)
+        output: list[int] = model.generate(ids, **play.all_settings)[0].tolist()
+    return output
 
 
 def report(answer: Answer, alone: list[int], nodes: list[Node]) -> bool:

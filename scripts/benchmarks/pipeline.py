@@ -82,9 +82,25 @@ def turn(side: Side, processes: Sequence[subprocess.Popen[bytes]], versions: int
     }
 
 
+def start_stages(run_file: Path, place: Path, started: list[Any]) -> str:
+    """Start two nodes, each with half of the blocks, and wait until they train. Returns the address of the first.
+
+    started: gets each node as it starts, so that the caller can stop all.
+    """
+    from volunteers import start_node
+
+    flags = ["--run", str(run_file), "--no-lan"]
+    started.append(start_node("stage0", "0:4", flags, [], place))
+    peer: str = started[0].wait_for("multiaddr")
+    started.append(start_node("stage1", "4:8", flags, [peer], place))
+    for node in started:
+        node.wait_for("ready")
+    return peer
+
+
 def measure(folder: Path, repeats: int, versions: int = 3) -> dict[str, Any]:
     """Section `pipeline`."""
-    from volunteers import start_node, start_process, stop
+    from volunteers import start_process, stop
 
     from benchmarks.timing import spread
 
@@ -92,14 +108,10 @@ def measure(folder: Path, repeats: int, versions: int = 3) -> dict[str, Any]:
     place.mkdir()
     run_file = write(place / "run")
     words = ["train", str(run_file), "--out", str(place / "runs")]
-    nodes = [start_node("stage0", "0:4", ["--run", str(run_file), "--no-lan"], [], place)]
-    started = list(nodes)
+    started: list[Any] = []
     try:
-        peer = nodes[0].wait_for("multiaddr")
-        nodes.append(start_node("stage1", "4:8", ["--run", str(run_file), "--no-lan"], [peer], place))
-        started.append(nodes[1])
-        for node in nodes:
-            node.wait_for("ready")
+        peer = start_stages(run_file, place, started)
+        nodes = list(started)
         local = start_process("local", [*words, "--local", "--out", str(place / "alone"), "--data-dir", str(place / "data0")],
                               place, before=("env", "OMP_NUM_THREADS=2"))  # fmt: skip
         started.append(local)
