@@ -25,6 +25,7 @@ from protocols.route import Hop
 from protocols.run_status import RunStatus, StatusRequest, UnitStatus
 from protocols.units import Blocks, Ends, Unit
 from swarm.asking import answers
+from swarm.awake import STOPPED_S
 from swarm.clock import SYSTEM, Clock
 from swarm.rpc.pool import ChannelPool
 from swarm.training.progress import Progress
@@ -37,9 +38,6 @@ HOLDERS = frozenset(("stage", "keeper"))
 
 STATUS_S = 3.0
 """Seconds in which a stage has to say how far it is."""
-
-FROZEN_S = 1.0
-"""If a deadline is noticed so late, this process was stopped or had no processor. The answer may be here: the stage is asked once more."""
 
 RECORDS_S = 2.0
 """Age in seconds from which on `look` reads the directory anew: a look-up in the DHT takes longer than asking the stages."""
@@ -281,7 +279,7 @@ class Members:
                 return found
         except (SwarmError, TimeoutError) as error:
             if isinstance(error, TimeoutError | DeadlineError):
-                if self._clock.now_s() - asked_s >= STATUS_S + FROZEN_S and not is_again:
+                if self._clock.now_s() - asked_s >= STATUS_S + STOPPED_S and not is_again:  # the answer may be here, unread
                     return await self._ask(record, is_again=True)
                 self._silences.note(record)
             log.info("stage %s of %s does not say how far it is: %s", short_peer(record.peer), self.run.name, error)

@@ -23,7 +23,7 @@ from typing import Any
 
 from protocols import errors
 from protocols.errors import CheckpointError, ModelNotSupportedError
-from swarm import helper_process
+from swarm import awake, helper_process
 
 MAX_ANSWER_BYTES = 256 << 20
 PER_CPU = 5.0
@@ -109,7 +109,7 @@ class Sandbox:
     async def _answer_soon(self, process: subprocess.Popen[bytes], request: Mapping[str, Any]) -> bytes:
         cpu_s = request["cpu_s"]
         try:
-            async with asyncio.timeout(max(LEAST_WAIT_S, PER_CPU * cpu_s)):
+            async with awake.timeout(max(LEAST_WAIT_S, PER_CPU * cpu_s)):
                 await _write_soon(process, json.dumps(request).encode() + b"\n")
                 return await _read_soon(process)
         except TimeoutError:

@@ -17,9 +17,10 @@ from protocols.records import PeerRecord
 from protocols.roles import Role
 from protocols.run_status import RunStatus, UnitStatus
 from protocols.units import Blocks, Unit
+from swarm.awake import STOPPED_S
 from swarm.clock import Clock
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
-from swarm.training.members import FROZEN_S, RECORDS_S, STATUS_S, Members
+from swarm.training.members import RECORDS_S, STATUS_S, Members
 
 RUN = ModelId("toy", "ab" * 32)
 
@@ -107,7 +108,7 @@ async def test_a_stage_that_does_not_answer_in_time_is_left_out(stage: tuple[One
 async def test_a_trainer_that_was_stopped_itself_asks_again(stage: tuple[OneStage, Members]) -> None:
     """After SIGSTOP and SIGCONT, or with no processor for a while, every deadline has passed; the stages are not to blame."""
     one, members = stage
-    one.late_s = [STATUS_S + FROZEN_S]
+    one.late_s = [STATUS_S + STOPPED_S]
     assert len(await members.look()) == 1
     one.late_s = [2 * STATUS_S, 2 * STATUS_S, 0.0]
     assert not await members.look(), "once only"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from swarm import awake
 from swarm.thin.decoding import Decoding
+from swarm.thin.tokenizing import sandbox
 from swarm.thin.tokenizing.sandbox import CpuLimits, Sandbox, SandboxEndedError
 from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
 from tests.families import add_byte_tokenizer, make_checkpoint
@@ -20,9 +24,9 @@ from tests.families import add_byte_tokenizer, make_checkpoint
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxedTokenizer]:
     folder = make_checkpoint("llama", tmp_path_factory.mktemp("models") / "tiny")
     add_byte_tokenizer(folder)
-    sandbox = Sandbox("tiny", limits=CpuLimits(decode_s=0.5))
-    yield SandboxedTokenizer(sandbox, folder)
-    sandbox.close()
+    made = Sandbox("tiny", limits=CpuLimits(decode_s=0.5))
+    yield SandboxedTokenizer(made, folder)
+    made.close()
 
 
 @pytest.fixture
@@ -64,6 +68,25 @@ async def test_a_prompt_that_is_encoded_meanwhile_delays_nothing(tokenizer: Sand
         assert len(await decoding.decode_all([[at + 40]])) == 1
     assert not encoding.done(), "it was too short, so this test has shown nothing"
     await encoding
+    await decoding.close()
+
+
+async def test_a_gateway_that_was_stopped_itself_blames_no_tokenizer(
+    tokenizer: SandboxedTokenizer, twin: SandboxedTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer waits in the pipe when its deadline is noticed."""
+    monkeypatch.setattr(sandbox, "LEAST_WAIT_S", 0.5)
+    monkeypatch.setattr(sandbox, "PER_CPU", 1.0)
+    decoding, before, write = Decoding(twin), process_of(twin), sandbox._write_soon
+    limit_s = max(sandbox.LEAST_WAIT_S, sandbox.PER_CPU * twin.sandbox.limits.decode_s)
+
+    async def write_and_stop(*arguments: Any) -> None:
+        await write(*arguments)
+        asyncio.get_running_loop().call_soon(time.sleep, limit_s + awake.STOPPED_S)
+
+    monkeypatch.setattr(sandbox, "_write_soon", write_and_stop)
+    assert await decoding.decode_all([[70, 71]]) == tokenizer.decode_all([[70, 71]])
+    assert process_of(twin) == before
     await decoding.close()
 
 
