@@ -20,19 +20,27 @@ LOOK_S = 0.001
 @asynccontextmanager
 async def timeout(limit_s: float) -> AsyncIterator[None]:
     """As `asyncio.timeout`, with a limit that starts again if its end is noticed STOPPED_S late or later. TimeoutError."""
-    loop = asyncio.get_running_loop()
     async with asyncio.timeout(limit_s) as limit:
-
-        def look() -> None:
-            nonlocal timer, at_s
-            if loop.time() - at_s >= STOPPED_S:
-                at_s = loop.time() + limit_s - LOOK_S
-                timer = loop.call_at(at_s, look)
-                limit.reschedule(at_s + LOOK_S)
-
-        at_s = loop.time() + limit_s - LOOK_S
-        timer = loop.call_at(at_s, look)
+        watch = _Watch(limit, limit_s)
         try:
             yield
         finally:
-            timer.cancel()
+            watch.timer.cancel()
+
+
+class _Watch:
+    """Looks just before a limit's end how late it is."""
+
+    def __init__(self, limit: asyncio.Timeout, limit_s: float) -> None:
+        self._limit, self._limit_s = limit, limit_s
+        self._loop = asyncio.get_running_loop()
+        self._start()
+
+    def _start(self) -> None:
+        self._at_s = self._loop.time() + self._limit_s - LOOK_S
+        self.timer = self._loop.call_at(self._at_s, self._look)
+
+    def _look(self) -> None:
+        if self._loop.time() - self._at_s >= STOPPED_S:
+            self._start()
+            self._limit.reschedule(self._at_s + LOOK_S)
