@@ -9,12 +9,15 @@ from tests.end_to_end.processes import ProcessPool
 from tests.end_to_end.training_swarm import TrainingSwarm, write_short_run
 from tests.forked import ForkServer
 
+MANY = 2_000
+"""Steps: more than there are before all are killed, however late this process is."""
+
 
 def test_a_run_goes_on_from_the_checkpoint_of_a_node_though_its_trainer_has_none(tmp_path: Path, fork_server: ForkServer) -> None:
     """The node trains some of the units, and fetches the others."""
     keep = ["--keep", str(tmp_path / "kept")]
     with ProcessPool(tmp_path, fork_server) as pool:
-        swarm = TrainingSwarm(pool, write_short_run(tmp_path / "run"))
+        swarm = TrainingSwarm(pool, write_short_run(tmp_path / "run", training__steps=MANY))
         anna, bert = swarm.node("anna", "0:2", *keep), swarm.node("bert", "2:3")
         anna.wait_for("ready")
         bert.wait_for("ready")
