@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
@@ -83,12 +84,18 @@ async def test_long_copies_rest_on_an_engine_that_copies_in_the_forward(tmp_path
         await step(greedy, [1_000])
     talking = asyncio.create_task(chats())
     await asyncio.sleep(0.3)
-    await step(greedy, [1] * 30, Repeat(30))
-    await until(lambda: GREEDY in runner.queue.rests)  # accounts follow the answer
-    rest_s = runner.queue.rests[GREEDY] - time.monotonic()
+    for _ in range(10):  # on a busy machine, a step of one token may have taken as long as the copies do
+        await step(greedy, [1] * 30, Repeat(30))
+        ended_s = time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: GREEDY in runner.queue.rests, 1.0)  # accounts follow the answer
+            break
+        await step(greedy, [1], Rows((0,)))
+    rests_until_s = runner.queue.rests[GREEDY]
     assert HONEST not in runner.queue.rests
-    assert rest_s > 0.2  # nine times what the copies took; the step itself has waited, too
-    assert await step(greedy, [1], Rows((0,))) >= min(rest_s, 1.0)
+    assert rests_until_s - ended_s > 0.2  # nine times what the copies took; the step itself has waited, too
+    await step(greedy, [1], Rows((0,)))
+    assert time.monotonic() >= min(rests_until_s, ended_s + 1.0)
     talking.cancel()
     await asyncio.wait((talking,))
     await asyncio.gather(chat.clear(), greedy.clear())
