@@ -55,6 +55,19 @@ class Browser:
             time.sleep(0.02)
         return found
 
+    def on(self, find: Callable[[], T], act: Callable[[T], object]) -> None:
+        """Find an element and act on it; both again if the page has drawn it anew in between."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
+        def has_acted() -> bool:
+            try:
+                act(find())
+            except StaleElementReferenceException:
+                return False
+            return True
+
+        self.until(has_acted, what="acting on an element")
+
     def until_text(self, text: str, selector: str = "body", within_s: float = FIRST_S) -> None:
         """Wait until the element has this text somewhere."""
         self.until(lambda: text in self.text(selector), within_s, f"{text!r} in {selector}")

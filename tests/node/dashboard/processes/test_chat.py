@@ -111,7 +111,8 @@ def test_a_chat_goes_on_while_a_node_is_killed_and_the_map_tells_it(
     browser.until_text("failover", ".mm-events")
     events = browser.text(".mm-events")
     assert ("took over" in events or "lost a node, and goes on over" in events) and "died" in events and used in events
-    browser.driver.find_element("link text", next(link for link in links_of(browser) if link.startswith("first"))).click()
+    link = next(link for link in links_of(browser) if link.startswith("first"))
+    browser.on(lambda: browser.driver.find_element("link text", link), lambda found: found.click())
     browser.until_text("runs for", "section[aria-label='Machine and work']")
     about = browser.text("section[aria-label='Machine and work']")
     assert "4 sessions" in about or "3 sessions" in about, about  # the answer that was left may not have begun

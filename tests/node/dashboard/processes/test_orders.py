@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -95,8 +97,11 @@ def begin_anew(browser: Browser) -> None:
 def press(browser: Browser, text: str, within: str = CARD) -> None:
     """Click the button whose text begins so."""
     script = "return [...document.querySelectorAll(arguments[0] + ' button')].find(one => one.innerText.trim().startsWith(arguments[1]))"
-    button = browser.until(lambda: browser.run(script, within, text), SOON_S, f"a button {text!r}")
-    browser.run("arguments[0].click()", button)
+
+    def button() -> Any:
+        return browser.until(lambda: browser.run(script, within, text), SOON_S, f"a button {text!r}")
+
+    browser.on(button, lambda found: browser.run("arguments[0].click()", found))
 
 
 def order(browser: Browser, text: str, done: str) -> str:
@@ -203,7 +208,7 @@ def test_the_maps_menu_leads_to_the_question_and_a_kill_is_a_death(browser: Brow
     assert len(dots(browser)) == 1 and label.startswith("Orders to ") and "first" not in label, (
         "a node that obeys another has none"
     )
-    browser.driver.find_element("css selector", ".mm-dots").send_keys(Keys.ENTER)
+    browser.on(lambda: browser.driver.find_element("css selector", ".mm-dots"), lambda menu: menu.send_keys(Keys.ENTER))
     browser.until(lambda: browser.run("return document.querySelector('[popover]:popover-open') !== null"))
     assert [one.strip() for one in browser.text("[popover]").split("\n")][1:] == [
         "Pause…",
@@ -216,7 +221,8 @@ def test_the_maps_menu_leads_to_the_question_and_a_kill_is_a_death(browser: Brow
         "const box = document.querySelector('[popover]').getBoundingClientRect(); return [box.left, box.right, box.height]"
     )
     assert 0 <= box[0] < box[1] <= 390 and box[2] < 400
-    browser.driver.find_element("css selector", "[popover]").find_element("link text", "Kill…").click()
+    menu = partial(browser.driver.find_element, "css selector", "[popover]")
+    browser.on(lambda: menu().find_element("link text", "Kill…"), lambda link: link.click())
     browser.until_text("Its process ends at once", f"{CARD} .mm-confirm", SOON_S)
     assert browser.run("return document.documentElement.scrollWidth") <= 390
     press(browser, "Yes", f"{CARD} .mm-confirm")
@@ -271,9 +277,8 @@ def test_an_ordinary_key_sees_no_button_and_a_revoked_one_presses_in_vain(browse
     order(browser, "Resume", "takes new sessions again")
     press(browser, "Drain")
     browser.until_text("Cancel", CARD)
-    yes = browser.run("return document.querySelector('.mm-confirm button')")
     api_keys.revoke(keys, "olga")
-    browser.run("arguments[0].click()", yes)
+    browser.run("document.querySelector('.mm-confirm button')?.click()")  # unless the page has heard of it already
     browser.until(
         lambda: browser.run("return document.querySelector(arguments[0]).offsetParent === null", CARD), SOON_S, "it is gone"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from node.dashboard.dashboard import Dashboard
 from node.dashboard.estimates import Estimates
@@ -25,8 +26,10 @@ def _more(dashboard: Dashboard) -> None:
 
 
 def click(browser: Browser, text: str, number: int = 0) -> None:
-    buttons = [one for one in browser.driver.find_elements("css selector", "button") if one.text == text]
-    buttons[number].click()
+    def press(found: list[Any]) -> None:
+        [one for one in found if one.text == text][number].click()
+
+    browser.on(lambda: browser.driver.find_elements("css selector", "button"), press)
 
 
 def test_a_peer_has_a_page_and_a_model_of_any_size_is_placed(browser: Browser, tmp_path: Path) -> None:
