@@ -221,7 +221,7 @@ def test_only_the_whole_suite_runs_in_several_processes(tmp_path: Path, argument
     (tmp_path / ".venv/bin/python").write_text('#!/bin/sh\necho "$@"\nexit 3\n')
     done = subprocess.run([*command, *arguments.split()], capture_output=True, text=True, timeout=60)
     is_whole = all(argument.startswith("--") for argument in arguments.split())
-    all_of_it = "-n 3 --dist loadfile --no-loadscope-reorder " if is_whole else ""
+    all_of_it = "-n 2 --dist loadfile --no-loadscope-reorder " if is_whole else ""
     assert done.stdout.strip() == f"-m pytest {all_of_it}{arguments}".strip() and done.returncode == 3
 
 

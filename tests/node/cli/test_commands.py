@@ -252,22 +252,31 @@ def test_guessing_ahead_saves_trips_and_changes_nothing(model: Path, peer: str) 
 
 
 def test_status_shows_spans_and_gaps(model: Path, peer: str) -> None:
-    code, said, _ = run("status", str(model), "--json", "--peer", peer)
-    (rows,) = json.loads(said)["models"]
-    assert code == 0 and rows["is_complete"] and rows["missing"] == []
-    assert [(row["name"], row["start"], row["stop"], row["state"]) for row in rows["peers"]] == [
-        ("first", 0, 2, "serving"),
-        ("second", 2, 5, "serving"),
-    ]
+    expected = [("first", 0, 2, "serving"), ("second", 2, 5, "serving")]
+
+    def shows_both() -> bool:
+        code, said, _ = run("status", str(model), "--json", "--peer", peer)
+        print(said)
+        (rows,) = json.loads(said)["models"]
+        found = [(row["name"], row["start"], row["stop"], row["state"]) for row in rows["peers"]]
+        return code == 0 and rows["is_complete"] and rows["missing"] == [] and found == expected
+
+    assert eventually(shows_both, 30), "a node that is late once is shown as silent then, on a busy machine"
+    assert eventually(lambda: not json.loads(run("top", "--json", "--peer", peer)[1])["silent"], 30)
     code, said, _ = run("top", "--json", "--peer", peer)
     seen = json.loads(said)
-    assert code == 0 and seen["problem"] is None and len(seen["round_trips_ms"]) == 2 and seen["silent"] == []
+    assert code == 0 and seen["problem"] is None and len(seen["round_trips_ms"]) == 2
     assert [one["name"] for one in seen["models"][0]["peers"]] == ["first", "second"]
     about = json.loads(run("status", str(model), "--machines", "--json", "--peer", peer)[1])["models"][0]["peers"][0]["about"]
     assert about["machine"]["device"] == "cpu" and about["machine"]["cores"] > 0 and about["uptime_s"] > 0
     assert "  served: " in run("status", str(model), "--machines", "--peer", peer)[1]
-    code, said, _ = run("status", "--peer", peer)  # all models
-    assert code == 0 and "tiny@" in said and "complete: every block has 1 node" in said
+
+    def shows_all_models() -> bool:
+        code, said, _ = run("status", "--peer", peer)
+        print(said)
+        return code == 0 and "tiny@" in said and "complete: every block has 1 node" in said
+
+    assert eventually(shows_all_models, 30)
 
 
 def bad_inputs(model: Path, peer: str) -> dict[str, tuple[list[str], int, list[str]]]:
