@@ -14,7 +14,7 @@ STOPPED_S = 1.0
 """If a deadline is noticed so late, this process did not run."""
 
 LOOK_S = 0.001
-"""So long before a deadline it is looked at how late it is: timers that are due together run in the order of their times."""
+"""The watch looks so long before a deadline. Timers that are due together run in the order of their times, so it comes first."""
 
 
 @asynccontextmanager

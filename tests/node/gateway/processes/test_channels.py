@@ -6,9 +6,8 @@ The model's layers add nothing, so each token follows from the one before, as in
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import ollama
@@ -18,8 +17,8 @@ from openai import BadRequestError, OpenAI
 
 from tests.end_to_end.wire import WireSwarm
 from tests.node.gateway.processes.conftest import LIMIT_S
-from tests.node.gateway.processes.test_tools import TOOL, USER
-from tests.node.gateway.processes.toy_gateway import toy_gateway
+from tests.node.gateway.processes.test_tools import TOOL, USER, ask
+from tests.node.gateway.processes.toy_gateway import with_client
 from tests.speaking_model import make_speaker
 
 ARGUMENTS = '{"a": 1, "b": 41}'
@@ -42,19 +41,6 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
     made = WireSwarm(make_speaker(folder, TEMPLATE, SAYS, MARKS, ("<|return|>", "<|call|>")), [(0, 3), (3, 6)], with_ends=True)
     yield made
     made.close()
-
-
-def with_client(swarm: WireSwarm, work: Callable[[OpenAI], None]) -> None:
-    async def run() -> None:
-        async with toy_gateway(swarm) as (_, port):
-            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=LIMIT_S) as client:
-                await asyncio.to_thread(work, client)
-
-    swarm.run(run())
-
-
-def ask(client: OpenAI, *messages: Any, **fields: Any) -> Any:
-    return client.chat.completions.create(model="tiny", messages=[USER, *messages], **{"tools": [TOOL], **fields})
 
 
 def test_a_model_thinks_calls_and_answers(swarm: WireSwarm) -> None:

@@ -5,9 +5,8 @@ The model has random weights: without force, it calls nothing.
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +26,7 @@ from tests.end_to_end.local_swarm import make_llama
 from tests.end_to_end.wire import WireSwarm
 from tests.families import add_byte_tokenizer
 from tests.node.gateway.processes.conftest import LIMIT_S
-from tests.node.gateway.processes.toy_gateway import toy_gateway
+from tests.node.gateway.processes.toy_gateway import with_client
 
 TEMPLATE = "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}<tool_call>{% endif %}:"
 PLACE: dict[str, Any] = {
@@ -76,15 +75,6 @@ def make_swarm(folder: Path, template: str, words: Sequence[str], special: Seque
     made = WireSwarm(path, [(0, 3), (3, 6)], with_ends=True)
     yield made
     made.close()
-
-
-def with_client(swarm: WireSwarm, work: Callable[[OpenAI], None]) -> None:
-    async def run() -> None:
-        async with toy_gateway(swarm) as (_, port):
-            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=LIMIT_S) as client:
-                await asyncio.to_thread(work, client)
-
-    swarm.run(run())
 
 
 def check(name: str, arguments: dict[str, Any]) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from openai import OpenAI
 
 from node.gateway import GatewayConfig, create_app
 from node.gateway.answers.gateway import Gateway
@@ -22,6 +23,7 @@ from swarm.thin.prefixes import Prefixes
 from swarm.thin.tokenizing.sandbox import Sandbox
 from swarm.thin.tokenizing.sandboxed_tokenizer import SandboxedTokenizer
 from tests.end_to_end.wire import WireSwarm
+from tests.node.gateway.processes.conftest import LIMIT_S
 
 
 class ToyThinModel(ThinModel):
@@ -86,3 +88,14 @@ def checkpoint_with_long_context(folder: Path) -> Path:
     path = make_llama(folder)
     add_byte_tokenizer(path)
     return path
+
+
+def with_client(swarm: WireSwarm, work: Callable[[OpenAI], None]) -> None:
+    """Do what a program with OpenAI's client does, in a thread, at a gateway over these nodes."""
+
+    async def run() -> None:
+        async with toy_gateway(swarm) as (_, port):
+            with OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=LIMIT_S) as client:
+                await asyncio.to_thread(work, client)
+
+    swarm.run(run())
