@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +178,8 @@ class Swarm:
         """Sessions that were begun again with newer weights, because no peer had the old ones any more."""
         self.tokens: Counter[int] = Counter()
         """Number of tokens received, by version."""
+        self.answers: Counter[int] = Counter()
+        """Number of whole answers, by version."""
         self.told, self.goes_on = asyncio.Event(), asyncio.Event()
         self.goes_on.set()
         """Cleared, no answer goes on after its next token."""
@@ -239,6 +241,8 @@ class Swarm:
             session = self._session(weights)
             try:
                 tokens = await self._told(session, prompt, num_tokens, weights.version, pause_s)
+                self.answers[weights.version] += 1
+                self.told.set()
                 return Answer(prompt, weights.version, tokens, session.replaced)
             except (NoRouteError, ModelMismatchError):
                 self.num_lost += 1
@@ -259,8 +263,15 @@ class Swarm:
 
     async def until_told(self, version: int, num_tokens: int) -> None:
         """Wait until a version has answered so many tokens."""
+        await self._until(lambda: self.tokens[version] >= num_tokens)
+
+    async def until_answered(self, version: int) -> None:
+        """Wait until a version has given a whole answer."""
+        await self._until(lambda: self.answers[version] > 0)
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
         async with asyncio.timeout(30):
-            while self.tokens[version] < num_tokens:
+            while not is_so():
                 self.told.clear()
                 await self.told.wait()
 
