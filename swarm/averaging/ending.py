@@ -16,7 +16,8 @@ from swarm.rpc.pool import ChannelPool
 log = logging.getLogger(__name__)
 
 HEARS_S = 1.0
-"""After its vote a member waits so long to be told the end, before it asks the leader. A dead leader is noticed then."""
+"""After its card, and after its vote, a member waits so long for the leader's next word, before it asks the leader. A dead leader is noticed
+then."""
 
 
 def conclude(vote: bytes, answers: Sequence[Decision]) -> bool:
@@ -32,23 +33,43 @@ def conclude(vote: bytes, answers: Sequence[Decision]) -> bool:
 
 
 async def see_to_its_end(attempt: Attempt, pool: ChannelPool) -> None:
-    """Whatever happens to the others, the group ends here: two deadlines after our card if no cards come, soon after our vote if no word
-    comes. In between, the exchange has its own deadlines. A leader ends its own groups.
+    """Whatever happens to the others, the group ends here: soon after our card if the leader is gone before all cards are here, soon after
+    our vote if no word comes. In between, the exchange has its own deadlines. A leader ends its own groups.
     """
     if attempt.is_leader:
         return
-    try:
-        async with asyncio.timeout(2 * attempt.group.deadline_s):
-            await attempt.moved.wait()
-    except TimeoutError:
-        log.info("group %s: nothing heard after our card; our ledgers are open again", attempt.name)
-        attempt.abort()
+    if not await _comes(attempt.moved):
+        await _until_moved(attempt, pool)
     await attempt.settled.wait()
+    if not await _comes(attempt.ended):
+        await _find_out(attempt, pool)
+
+
+async def _comes(event: asyncio.Event) -> bool:
+    """Within HEARS_S?"""
     try:
         async with asyncio.timeout(HEARS_S):
-            await attempt.ended.wait()
+            await event.wait()
     except TimeoutError:
-        await _find_out(attempt, pool)
+        return False
+    return True
+
+
+async def _until_moved(attempt: Attempt, pool: ChannelPool) -> None:
+    """Our card is given, and no cards have come. A leader that lives answers when the group has ended: if it answers, or cannot be asked,
+    nothing comes any more. Without a vote we are free to abort.
+    """
+    moved = asyncio.ensure_future(attempt.moved.wait())
+    asking = asyncio.ensure_future(_ask(attempt.group.leader, attempt, pool))
+    try:
+        await asyncio.wait({moved, asking}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (moved, asking):
+            task.cancel()
+        await asyncio.gather(moved, asking, return_exceptions=True)
+    if not attempt.moved.is_set():
+        log.info("group %s: its leader has ended it, or is gone; our ledgers are open again", attempt.name)
+        attempt.abort()
 
 
 async def _find_out(attempt: Attempt, pool: ChannelPool) -> None:

@@ -291,17 +291,51 @@ async def test_a_silent_member_is_named_within_the_deadline() -> None:
         assert peers[0].replica.reopened == peers[2].replica.reopened == ["as before"]
 
 
-async def test_a_member_whose_leader_says_nothing_opens_its_ledger_again() -> None:
-    async with running(2) as peers:
-        group = peers.group(deadline_s=1.5)
-        channel = await peers[0].pool.channel(peers[1].member.peer, peers[1].member.addresses, peers[1].member.certificate)
-        Card.parse(await channel.unary(services.CARD, group.encode()))
+@pytest.mark.parametrize("leader", ["gone", "restarted", "silent"])
+async def test_a_member_whose_leader_sends_no_cards_opens_its_ledger_again(leader: str) -> None:
+    """At once if the leader cannot be asked, or does not know the group; within the deadline if it does not answer."""
+
+    def silent(place: int, handlers: dict[str, Any]) -> dict[str, Any]:
+        async def never(request: bytes, call: Call) -> bytes:
+            await asyncio.Event().wait()
+            return b""
+
+        return handlers | ({"decision": never} if (place, leader) == (0, "silent") else {})
+
+    async with running(2, silent) as peers:
+        group = peers.group(deadline_s=1.0 if leader == "silent" else 60.0)
+        Card.parse(await call_as(peers[1], peers[0].identity, services.CARD, group.encode()))
         assert not peers[1].replica.add(0)
+        if leader == "gone":
+            await peers[0].server.stop(0)
         async with asyncio.timeout(30):
             await peers[1].replica.has_reopened.wait()
         assert peers[1].replica.add(0)
-        reply = await channel.unary(services.DECISION, OfGroup(id=group.id).encode())
+        reply = await call_as(peers[1], peers[0].identity, services.DECISION, OfGroup(id=group.id).encode())
         assert Decision.parse(reply).said == "aborted"
+
+
+async def test_a_member_that_asks_a_leader_which_still_collects_cards_waits_for_it() -> None:
+    """Another member's card comes late: our question, a second after our card, is open until then."""
+    asked = asyncio.Event()
+
+    def late(place: int, handlers: dict[str, Any]) -> dict[str, Any]:
+        inner, name = (handlers["card"], "card") if place == 2 else (handlers["decision"], "decision")
+
+        async def card(request: bytes, call: Call) -> bytes:
+            await asked.wait()
+            return await inner(request, call)
+
+        async def decision(request: bytes, call: Call) -> bytes:
+            asked.set()
+            return await inner(request, call)
+
+        return handlers | ({name: card} if place == 2 else {name: decision} if place == 0 else {})
+
+    async with running(3, late) as peers:
+        peers.fill()
+        assert (await peers.close(peers.group())).outcome == "agreed"
+        assert asked.is_set() and not any(peer.replica.reopened for peer in peers.all)
 
 
 async def test_a_member_that_is_asked_before_its_vote_never_votes() -> None:
