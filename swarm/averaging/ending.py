@@ -16,8 +16,8 @@ from swarm.rpc.pool import ChannelPool
 log = logging.getLogger(__name__)
 
 HEARS_S = 1.0
-"""After its card, and after its vote, a member waits so long for the leader's next word, before it asks the leader. A dead leader is noticed
-then."""
+"""After its card, and after its vote, a member waits so long for the leader's next word, before it asks the leader. It notices then if the
+leader is dead."""
 
 
 def conclude(vote: bytes, answers: Sequence[Decision]) -> bool:
