@@ -174,7 +174,7 @@ class Attack:
         self.number += len(steps)
         with watched() as turns:
             await self.line.say(*steps)
-            await until(lambda: self.hop.sequences.next_step >= self.number or self.hop.sequences.has_given_up, 30.0)
+            await until(lambda: self.hop.sequences.next_step >= self.number or self.hop.sequences.has_given_up)
         return turns.longest_s, turns.what
 
     async def ask_for_the_history(self) -> tuple[float, str]:
@@ -182,7 +182,7 @@ class Attack:
         assert self.hop.down.retained.base > 0
         with watched() as turns:
             await self.below.say(*[Expect(session=self.session, epoch=0, step=0)] * 2)
-            async with asyncio.timeout(30.0):
+            async with asyncio.timeout(60):
                 history = await self.histories.get()
         assert len(history.counts) == MAX_ROWS
         return turns.longest_s, turns.what

@@ -64,8 +64,9 @@ def nobody(peer: PeerId, address: str) -> None:
     raise AssertionError(f"{peer} at {address} counts as reached")
 
 
-def dialling(on_reached: Callable[[PeerId, str], None]) -> DialBacks:
-    return DialBacks(on_reached, wait_s=0.6)
+def dialling(on_reached: Callable[[PeerId, str], None], wait_s: float = 60.0) -> DialBacks:
+    """wait_s: a failure is told after it, so it is short where one is expected."""
+    return DialBacks(on_reached, wait_s)
 
 
 @contextlib.asynccontextmanager
@@ -94,7 +95,7 @@ async def test_a_call_makes_two_dials_and_none_at_others() -> None:
     """176 bytes used to make 8 dials, wherever the caller wanted."""
     pool = ChannelPool(identity(1))
     with listeners(8) as ports:
-        async with served(SERVER) as (peer, addresses, certificate):
+        async with served(SERVER, dialling(ignored, 0.6).answer) as (peer, addresses, certificate):
             channel = await pool.channel(peer, addresses, certificate)
             reply = await channel.unary(DIAL_BACK, request(*(port.address for port in ports)))
             assert DialBackReply.parse(reply).reachable == ()
@@ -118,7 +119,7 @@ async def test_a_closed_a_silent_and_another_peers_port_take_the_same_time() -> 
             took_s = {}
             for address in (silent.address, closed.address, other):
                 began_s = time.monotonic()
-                answered = await dialling(nobody).answer(request(address), call(identity(3), "127.0.0.1"))
+                answered = await dialling(nobody, 0.6).answer(request(address), call(identity(3), "127.0.0.1"))
                 took_s[address] = time.monotonic() - began_s
                 said = DialBackReply.parse(answered)
                 assert said.reachable == () and said.reason == f"no peer proves your identity at {address}"
@@ -140,6 +141,8 @@ async def test_many_identities_of_one_network_keep_nobody_else_from_being_dialle
             assert reply.reachable == (mine,) and reply.reason == "" and reached == [(HONEST.peer_id, mine)]
             assert not any(attacker.done() for attacker in attackers[:MAX_PER_NETWORK])  # a success is told at once
         assert silent.num_visits() <= MAX_PER_NETWORK
+        for attacker in attackers[:MAX_PER_NETWORK]:
+            attacker.cancel()
         results = await asyncio.gather(*attackers, return_exceptions=True)
     refused = [result for result in results if isinstance(result, OverloadedError)]
     assert len(refused) == len(attackers) - MAX_PER_NETWORK

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import hashlib
 import random
-import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from protocols.records import PeerRecord
 from protocols.weights import Manifest, TensorEntry
 from swarm.checkpoints.layout import Layout
 from swarm.rpc import Call, Stream, tls
+from swarm.weights import asking
 from swarm.weights.asking import AT_ONCE
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_files, fetch_manifest, fetch_tensors
@@ -51,10 +51,10 @@ class Swallower(Uploader):
 
 
 class Dripper(Uploader):
-    """Sends right answers, each a second late, and files byte by byte."""
+    """Sends right answers, each ten minutes late, and files byte by byte."""
 
     async def give_manifest(self, request: bytes, call: Call) -> bytes:
-        await asyncio.sleep(30)
+        await asyncio.sleep(600)
         return await super().give_manifest(request, call)
 
     async def _send(self, stream: Stream, frame: bytes) -> None:
@@ -65,7 +65,7 @@ class Dripper(Uploader):
                 await super()._send(stream, part.encode())
                 await asyncio.sleep(1)
         if isinstance(answer, pieces.Piece):
-            await asyncio.sleep(25)
+            await asyncio.sleep(600)
         await super()._send(stream, frame)
 
 
@@ -97,9 +97,9 @@ async def sources_of(records: Sequence[PeerRecord]) -> Sequence[PeerRecord]:
     return sorted(records, key=lambda record: record.peer)
 
 
-async def fetched(here: LocalSwarm, records: Sequence[PeerRecord], model: Model, root: Path, options: Options) -> float:
-    """Manifest, files and tensors, as a client fetches them; seconds that it took."""
-    started_s, draw = time.monotonic(), random.Random(SEED).random
+async def fetched(here: LocalSwarm, records: Sequence[PeerRecord], model: Model, root: Path, options: Options) -> None:
+    """Manifest, files and tensors, as a client fetches them."""
+    draw = random.Random(SEED).random
     records = await sources_of(records)
     reputation = Reputation(here.pool.is_connected)
     manifest = await fetch_manifest(here.pool, records, model.model, reputation, draw)
@@ -109,19 +109,17 @@ async def fetched(here: LocalSwarm, records: Sequence[PeerRecord], model: Model,
     model.check(cache)
     for name, content in model.files.items():
         assert (cache.directory / name).read_bytes() == content
-    return time.monotonic() - started_s
 
 
 async def test_peer_ids_that_sort_first_do_not_block_a_download(tmp_path: Path) -> None:
     """Twelve of them: more than are asked at once. Before, the first eight in PeerID order were asked, one after the other."""
     print("seed:", SEED)
-    async with asyncio.timeout(40), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=2)
         honest = await here.start(model)
         async with silent_first(12, honest.record) as silent:
             assert len(silent) == 12 and all(one.peer < honest.record.peer for one in silent)
-            seconds = await fetched(here, [*silent, honest.record], model, tmp_path / "weights", Options(progress_timeout_s=25))
-            assert seconds < 25, "two seconds a round at most"
+            await fetched(here, [*silent, honest.record], model, tmp_path / "weights", Options(progress_timeout_s=50))
 
 
 async def hostile_swarm(here: LocalSwarm, model: Model, make: Callable[[], Uploader], num: int) -> list[PeerRecord]:
@@ -131,30 +129,28 @@ async def hostile_swarm(here: LocalSwarm, model: Model, make: Callable[[], Uploa
 @pytest.mark.parametrize("make", [Swallower, Dripper])
 async def test_sources_that_give_nothing_or_drip_lose_their_places(tmp_path: Path, make: Callable[[], Uploader]) -> None:
     """As many as there are places, all of them real servers that announce everything; one honest source among them."""
-    async with asyncio.timeout(40), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=2)
         hostile = await hostile_swarm(here, model, make, max(MAX_SOURCES, AT_ONCE))
         honest = await here.start(model)
-        options = Options(progress_timeout_s=25, max_sources=MAX_SOURCES)
-        seconds = await fetched(here, [*hostile, honest.record], model, tmp_path / "weights", options)
-        assert seconds < 30
+        options = Options(progress_timeout_s=50, max_sources=MAX_SOURCES)
+        await fetched(here, [*hostile, honest.record], model, tmp_path / "weights", options)
         assert honest.uploader.sent_bytes > model.num_bytes * 0.8
 
 
-async def test_who_has_delivered_before_is_asked_first(tmp_path: Path) -> None:
-    async with asyncio.timeout(30), local_swarm() as here:
+async def test_who_has_delivered_before_is_asked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         hostile = await hostile_swarm(here, model, Swallower, 5)
         honest = await here.start(model)
         reputation = Reputation(here.pool.is_connected)
         await fetch_manifest(here.pool, [honest.record], model.model, reputation)
-        started_s = time.monotonic()
+        monkeypatch.setattr(asking, "JOIN_S", (600.0, 600.0, 600.0))  # so the first that is asked is the only one
         await fetch_manifest(here.pool, [*hostile, honest.record], model.model, reputation, lambda: 0.0)
-        assert time.monotonic() - started_s < 0.9, "no untrusted peer was asked before"
 
 
 async def test_a_directory_that_says_nothing_ends_with_the_patience(tmp_path: Path) -> None:
-    async with asyncio.timeout(20), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
 
@@ -167,7 +163,7 @@ async def test_a_directory_that_says_nothing_ends_with_the_patience(tmp_path: Pa
 
 
 async def test_a_file_that_comes_byte_by_byte_is_a_lie(tmp_path: Path) -> None:
-    async with asyncio.timeout(20), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         await here.start(model, Dripper())
         cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
@@ -218,11 +214,11 @@ def test_the_bound_of_sizes_is_above_what_is_served() -> None:
 
 async def test_a_model_larger_than_the_user_allows_is_refused_before_anything_is_reserved(tmp_path: Path) -> None:
     """What is announced may be huge, and the disk free: the user's limit counts all that was fetched before."""
-    async with asyncio.timeout(20), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source")
         await here.start(model)
         cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
-        limited = Options(progress_timeout_s=10, disk_bytes=8_000_000)
+        limited = Options(progress_timeout_s=50, disk_bytes=8_000_000)
         with pytest.raises(DiskFullError, match=r"needs 13 MB more .* may take 8 MB \(--disk-gb\)"):
             await fetch_tensors(model.tensors, cache, here.pool, here.sources, limited)
         assert not list(cache.directory.glob("unit*.part"))

@@ -23,7 +23,8 @@ from protocols.ids import SessionId
 from protocols.inference import Close, Expect, Hop, Reroute
 from swarm.inference.hop.hops import HopLimits
 from swarm.inference.hop.pace import EPOCHS_S, MAX_EPOCHS
-from swarm.rpc.dialling import CONNECT_S
+from swarm.rpc import dialling
+from swarm.streams import links
 from swarm.streams.dials import MAX_DIALS_PER_CLIENT
 from tests.swarm.inference.probe import Probe, absent_hop, grant_of, hop_of, step_of
 from tests.swarm.inference.toy import ToySwarm, ask, random_tokens, until
@@ -47,6 +48,13 @@ def silent() -> Iterator[tuple[str, ...]]:
         yield tuple(f"127.0.0.1:{one.getsockname()[1]}" for one in listening)
 
 
+@pytest.fixture
+def endless_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dial in vain does not end within the test: who waits for one is not served."""
+    monkeypatch.setattr(dialling, "CONNECT_S", 600.0)
+    monkeypatch.setattr(links, "DIAL_S", 600.0)
+
+
 def num_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -63,7 +71,9 @@ def silent_hop(addresses: tuple[str, ...]) -> Hop:
 # --- storms of routes
 
 
-async def test_a_storm_of_reroutes_fills_no_node(swarm: ToySwarm, hostile: Probe, silent: tuple[str, ...]) -> None:
+async def test_a_storm_of_reroutes_fills_no_node(
+    swarm: ToySwarm, hostile: Probe, silent: tuple[str, ...], endless_dials: None
+) -> None:
     """3,000 of them (1.7 MB) took 0.5 to 5.1 GB and 13,099 connections, for good."""
     node = await swarm.serve(0, 2)
     await swarm.serve(2, 4)
@@ -87,9 +97,8 @@ async def test_a_storm_of_reroutes_fills_no_node(swarm: ToySwarm, hostile: Probe
     assert 1 <= epoch < MAX_EPOCHS  # as many as come at once; the next waits, and the storm with it
     assert most <= 64  # a dial of eight addresses, and one that is just ending
     assert len(node.pool._channels) <= 3
-    began_s = time.monotonic()
-    await ask(honest, (), [1], random_tokens(1))
-    assert time.monotonic() - began_s < CONNECT_S - 0.5  # others are served meanwhile
+    async with asyncio.timeout(30):  # others are served meanwhile
+        await ask(honest, (), [1], random_tokens(1))
     flooding.cancel()
     await asyncio.wait((flooding,))
     line.stream.cancel()
@@ -97,13 +106,13 @@ async def test_a_storm_of_reroutes_fills_no_node(swarm: ToySwarm, hostile: Probe
     for hop in list(node.host.hops._hops.values()):
         if hop.place.grant.client == hostile.identity.peer_id:
             await hop.put(None, Close(session=SESSION))
-    await until(lambda: num_descriptors() <= descriptors and memory_bytes() - memory < 64 << 20, 5.0)
-    await until(lambda: not [peer for peer, one in node.pool._channels.items() if not one.is_connected], 5.0)
+    await until(lambda: num_descriptors() <= descriptors and memory_bytes() - memory < 64 << 20)
+    await until(lambda: not [peer for peer, one in node.pool._channels.items() if not one.is_connected])
     await honest.close()
 
 
 async def test_many_sessions_of_one_client_dial_few_silent_peers_at_once(
-    swarm: ToySwarm, hostile: Probe, silent: tuple[str, ...]
+    swarm: ToySwarm, hostile: Probe, silent: tuple[str, ...], endless_dials: None
 ) -> None:
     node = await swarm.serve(0, 2)
     await swarm.serve(2, 4)
@@ -113,9 +122,9 @@ async def test_many_sessions_of_one_client_dial_few_silent_peers_at_once(
         assert isinstance(await line.hear(), Expect)
     assert len(node.pool._channels) <= MAX_DIALS_PER_CLIENT
     honest = swarm.session()  # its dial, of a peer that is not connected yet either, waits for none of them
-    began_s = time.monotonic()
-    await ask(honest, (), [1], random_tokens(1))
-    assert time.monotonic() - began_s < CONNECT_S - 0.5 and honest.replaced == 0
+    async with asyncio.timeout(30):
+        await ask(honest, (), [1], random_tokens(1))
+    assert honest.replaced == 0
     await honest.close()
     await hostile.close()
 
@@ -192,7 +201,7 @@ async def test_a_session_whose_hops_die_again_and_again_still_answers(swarm: Toy
     waits are a third as long)."""
     limits = HopLimits(epochs_s=EPOCHS_S / 3)
     first = await swarm.serve(0, 2, limits=limits)
-    session, began_s = swarm.session(route_timeout_s=10.0, stall_s=STALL_S / 3), time.monotonic()
+    session, began_s = swarm.session(route_timeout_s=60.0, stall_s=STALL_S / 3), time.monotonic()
     for number in range(MAX_EPOCHS + 2):
         node = await swarm.serve(2, 4, limits=limits)
         await ask(session, (), [1], random_tokens(1))

@@ -72,7 +72,7 @@ async def test_a_refused_caller_reaches_no_handler_and_a_running_stream_is_cut_w
         assert await stream.receive() == b"hello"
         gate.renew(Access(deny=ids(ONE)))
         with pytest.raises(SwarmError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await stream.receive()
         again = await allowed.channel(THREE.peer_id, (address,), certificate.der)
         with pytest.raises(NotAllowedError, match=r"it is denied \(--deny\)"):
@@ -198,7 +198,7 @@ async def test_a_stream_to_a_peer_that_comes_to_be_denied_ends(tmp_path: Path, i
             await streams[-1].send(b"hello")
             assert await streams[-1].receive() == b"hello"
         deny.write_text(f"{first.peer_id}\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             with pytest.raises(SwarmError):
                 await streams[0].receive()
         assert us.pool.is_connected(second.peer_id) and not us.pool.is_connected(first.peer_id)
@@ -278,7 +278,7 @@ async def test_lists_are_read_again_and_a_broken_file_changes_nothing(tmp_path: 
     reading = asyncio.create_task(keep_reading(lists, gate, on_change, said.append, 0.02))
     try:
         file.write_text(f"{ONE.peer_id}\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await renewed.wait()
         assert not gate.access.may_call(ONE.peer_id) and "deny: 1 more" in said[-1]
         for broken in (f"{ONE.peer_id}\nnonsense\n", None):
@@ -288,7 +288,7 @@ async def test_lists_are_read_again_and_a_broken_file_changes_nothing(tmp_path: 
             assert said[-1].endswith("the lists stay as they were") and not gate.access.may_call(ONE.peer_id)
         renewed.clear()
         file.write_text(f"{TWO.peer_id}\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await renewed.wait()
         assert gate.access.may_call(ONE.peer_id) and not gate.access.may_call(TWO.peer_id)
         assert changes(EVERYBODY, gate.access).startswith("deny: 1 more (…")
@@ -315,7 +315,7 @@ async def test_a_ban_holds_at_once_and_not_with_the_next_look() -> None:
     reading = asyncio.create_task(keep_reading(Lists(), gate, on_change, print, 3600.0))
     try:
         await asyncio.sleep(0)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             bans.add(ONE.peer_id, 60)
             assert await renewed.get() is False
             assert bans.lift(ONE.peer_id) and await renewed.get() is True

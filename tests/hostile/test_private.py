@@ -132,10 +132,8 @@ async def test_swarms_with_another_key_or_none_never_meet_in_the_dht() -> None:
             (ours, theirs, "its key is another than yours"),
             (ours, public, "it is in a public swarm"),
         ):
-            started = time.monotonic()
-            with pytest.raises(PrivateSwarmError, match=why):
+            with pytest.raises(PrivateSwarmError, match=why):  # a timeout would be a PeerUnreachableError
                 await asking.join(address_of(asked))
-            assert time.monotonic() - started < 5, "a refusal, not a timeout"
         assert [dht.num_neighbours for dht in (ours, theirs, public)] == [0, 0, 0]
 
 
@@ -156,19 +154,19 @@ async def test_a_proof_that_was_seen_serves_nobody_else() -> None:
             request = dht_pb2.PingRequest()
             request.auth.signature = proof
             with pytest.raises(P2PHandlerError, match="PrivateSwarmError"):
-                await stub.rpc_ping(request, timeout=5)
+                await stub.rpc_ping(request, timeout=60)
                 pytest.fail(what)
 
 
-async def whereabouts(asked: Dht, wanted: Dht) -> str:
-    """What p2pd's own DHT (go-libp2p's) tells an outsider about where another member is: "" or an error."""
+async def whereabouts(asked: Dht, wanted: Dht, within_s: float = 60.0) -> str:
+    """What p2pd's own DHT (go-libp2p's) tells an outsider about where another member is: "" or an error, after `within_s`."""
     outsider = await P2P.create(host_maddrs=["/ip4/127.0.0.1/tcp/0"], dht_mode="client")
     try:
         await outsider._client.connect(PeerID.from_base58(address_of(asked).peer), [Multiaddr(address_of(asked).transport)])
         find = p2pd_pb2.DHTRequest(
             type=p2pd_pb2.DHTRequest.FIND_PEER, peer=PeerID.from_base58(address_of(wanted).peer).to_bytes()
         )
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + within_s
         while True:  # connected peers exchange what they can do in the background
             reader, writer = await outsider._client.control.daemon_connector.open_connection()
             await write_pbmsg(writer, p2pd_pb2.Request(type=p2pd_pb2.Request.DHT, dht=find))
@@ -190,11 +188,11 @@ async def test_p2pd_itself_tells_an_outsider_of_no_other_member_and_members_tell
     async with member(KEY) as first, member(KEY) as second, member(KEY) as third:
         await second.join(address_of(first))
         await third.join(address_of(first))
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (third.num_neighbours, second.num_neighbours) != (2, 2) and time.monotonic() < deadline:
             await third.look_around()
         assert (third.num_neighbours, second.num_neighbours) == (2, 2), "each met the other, whom only the first knew"
-        assert await whereabouts(first, second) != ""
+        assert await whereabouts(first, second, 5.0) != ""
 
 
 # --- gRPC
@@ -241,14 +239,14 @@ async def code_of(channel: grpc.aio.Channel, method: services.Method, credential
     metadata = () if credential is None else ((auth.METADATA_KEY, credential),)
     try:
         if method.streaming:
-            call = channel.stream_stream(method.path)(metadata=metadata, timeout=5)
+            call = channel.stream_stream(method.path)(metadata=metadata, timeout=60)
             await call.write(b"x")
             await call.done_writing()
             await call.read()
             if await call.code() is not grpc.StatusCode.OK:
                 return dict(await call.trailing_metadata()).get(status.CODE_KEY, "?")
         else:
-            await channel.unary_unary(method.path)(b"x", metadata=metadata, timeout=5)
+            await channel.unary_unary(method.path)(b"x", metadata=metadata, timeout=60)
     except grpc.aio.AioRpcError as error:
         if status.LOST_STATUS in (
             error.details() or ""
@@ -339,14 +337,12 @@ async def test_members_find_each_other_and_outsiders_learn_why_not(tmp_path: Pat
             for asking in (full, thin):
                 assert [one.peer for one in (await asking.directory.snapshot(MODEL.name)).peers] == [first.peer_id]
         for key, why in ((None, "ask a member for an invitation"), (OTHER, "another than yours")):
-            started = time.monotonic()
-            with pytest.raises(PrivateSwarmError, match=why):
+            with pytest.raises(PrivateSwarmError, match=why):  # a timeout would be a PeerUnreachableError
                 async with client(key, *first.multiaddrs):
                     pass
             with pytest.raises(PrivateSwarmError, match=why):
                 async with ThinPeer(first.multiaddrs, NAME, entry=Entry(key=key)):
                     pass
-            assert time.monotonic() - started < 10, "a refusal, not a timeout"
         file = file_of(tmp_path, NAME)
         file.parent.mkdir(exist_ok=True)
         file.write_text("".join(f"{time.time():.0f} {address}\n" for address in first.multiaddrs))

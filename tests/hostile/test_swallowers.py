@@ -245,9 +245,9 @@ async def test_no_peer_is_tried_twice_before_all_others(swarm: ToySwarm) -> None
     liars = [await swallow(swarm, 0, 4, "idle") for _ in range(MAX_RIVALS + 4)]
     session = swarm.session(stall_s=0.1)
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
-    await until(lambda: sum(len(liar._epochs) for liar in liars) >= len(liars), 30)
+    await until(lambda: sum(len(liar._epochs) for liar in liars) >= len(liars))
     assert [len(liar._epochs) for liar in liars] == [1] * len(liars)
-    await until(lambda: sum(len(liar._epochs) for liar in liars) > len(liars), 30)  # then the first ones once more
+    await until(lambda: sum(len(liar._epochs) for liar in liars) > len(liars))  # then the first ones once more
     await swarm.serve(0, 4)
     await asking
     await session.close()
@@ -346,9 +346,9 @@ async def test_on_a_route_that_has_answered_a_busy_hop_has_five_times_longer_and
 
     session._legs.try_beside = beside  # type: ignore[method-assign]
     asking = asyncio.create_task(ask(session, (), [1], random_tokens(1)))
-    await until(lambda: bool(tried_s), 30.0)
+    await until(lambda: bool(tried_s))
     assert tried_s[0] >= BUSY_FACTOR * LATE_S and not session.replaced and BUSY_FACTOR == 5
-    await until(lambda: session._legs.repair.is_running, 30.0)
+    await until(lambda: session._legs.repair.is_running)
     assert time.monotonic() - began_s >= 12 * LATE_S and is_blamed(swarm, node)
     other = await swarm.serve(0, 4)
     await asking
@@ -360,7 +360,7 @@ async def test_if_all_swallow_the_user_hears_it(swarm: ToySwarm) -> None:
     await swallow(swarm, 0, 4, "idle")
     session = swarm.session(stall_s=0.1, route_timeout_s=0.5)
     with pytest.raises(NoRouteError, match=r"no reply for .* s, and it passes nothing on"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await ask(session, (), [1], random_tokens(1))
     await session.close()
 

@@ -30,7 +30,7 @@ from swarm.rpc.stream import Stream
 from tests.hosting import hosted
 from tests.swarm.inference.toy import MODEL, NUM_BLOCKS, WIDTH, ToyNode, new_identity, random_tokens
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def hop_of(node: ToyNode | FakeHop) -> Hop:

@@ -450,7 +450,7 @@ async def test_a_hop_whose_new_route_waits_for_its_pace_says_so(swarm: ToySwarm,
     await until(lambda: node.engine.forwards == 1)
     for epoch in range(1, MAX_EPOCHS + 1):
         await line.say(Reroute(grant=grant_of(client.identity, route, epoch=epoch), index=0))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (word := await progress_of(client, node)).epoch < MAX_EPOCHS:
             pass
     assert (word.epoch, word.computed, word.sent, word.is_busy) == (MAX_EPOCHS, 1, 0, True)

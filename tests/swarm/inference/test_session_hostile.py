@@ -168,7 +168,7 @@ async def test_a_leg_that_is_let_go_while_it_opens_and_is_then_cancelled_keeps_n
     await until(lambda: node.host.num_sessions == 2)
     opening.cancel()
     await asyncio.wait((opening,))
-    await until(lambda: node.host.num_sessions == 1, 5)
+    await until(lambda: node.host.num_sessions == 1)
     assert rival.down.wire is None
     await session.close()
 
@@ -201,7 +201,7 @@ async def test_a_fault_of_ours_in_a_repair_fails_the_step_and_does_not_hang_it(s
     session._legs._router.find = broken  # type: ignore[method-assign, assignment]
     await node.kill()
     with pytest.raises(InternalError, match="ZeroDivisionError"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await ask(session, (), [1], random_tokens(1))
     await session.close()
 
@@ -223,7 +223,7 @@ async def test_close_has_told_the_hops_when_it_returns(swarm: ToySwarm) -> None:
     await ask(session, (), [6], random_tokens(6))
     await session.close()
     await swarm.pool.close()
-    await until(lambda: not any(node.engine.used_bytes or node.host.num_sessions for node in nodes), 5)
+    await until(lambda: not any(node.engine.used_bytes or node.host.num_sessions for node in nodes))
 
 
 async def test_closing_while_a_step_waits_ends_the_step(swarm: ToySwarm) -> None:

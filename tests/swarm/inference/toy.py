@@ -288,7 +288,7 @@ def fresh_seed() -> int:
     return seed
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait until `condition` holds, by polling; TimeoutError otherwise."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110

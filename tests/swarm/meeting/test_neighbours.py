@@ -159,7 +159,7 @@ async def test_who_has_joined_looks_around_now_and_then_also_in_a_noisy_network(
     times = JoinTimes(min_pause_s=0.01, look_around_s=0.1)
     running = asyncio.create_task(Joiner(dht, sources, on_change, times).run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for number in range(3):
                 await looked.acquire()
                 sources.neighbours.hear(address(number, "192.168.2.1"))

@@ -13,11 +13,11 @@ from protocols.services import Method
 from swarm.rpc import Call, ChannelPool, Handler, PeerChannel, RpcServer, Stream, TlsCertificate, tls
 from swarm.rpc.admission import Admission
 
-ECHO = Method(name="echo", timeout_s=10.0)
+ECHO = Method(name="echo", timeout_s=60.0)
 LARGE = Method(name="large")
-WAIT = Method(name="wait", timeout_s=5.0)
+WAIT = Method(name="wait", timeout_s=60.0)
 FAIL = Method(name="fail")
-REMAINING = Method(name="remaining", timeout_s=7.0)
+REMAINING = Method(name="remaining", timeout_s=70.0)
 TALK = Method(name="talk", streaming=True, timeout_s=None, is_idempotent=False)
 METHODS = (ECHO, LARGE, WAIT, FAIL, REMAINING, TALK)
 

@@ -29,7 +29,7 @@ async def refusal(there: Running, metadata: tuple[tuple[str, bytes], ...], *, is
                 call = channel.stream_stream(TALK.path)(metadata=metadata)
                 await call.read()
             else:
-                await channel.unary_unary(ECHO.path)(b"x", metadata=metadata, timeout=5)
+                await channel.unary_unary(ECHO.path)(b"x", metadata=metadata, timeout=60)
     return caught.value
 
 
@@ -60,7 +60,7 @@ async def test_a_caller_without_a_good_credential_reaches_no_handler(kind: str, 
 
 async def raw_call(there: Running, blob: bytes) -> bytes:
     async with raw_channel(there) as channel:
-        reply: bytes = await channel.unary_unary(ECHO.path)(b"x", metadata=((auth.METADATA_KEY, blob),), timeout=5)
+        reply: bytes = await channel.unary_unary(ECHO.path)(b"x", metadata=((auth.METADATA_KEY, blob),), timeout=60)
         return reply
 
 

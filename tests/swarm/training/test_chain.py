@@ -111,7 +111,7 @@ async def test_a_caller_that_is_cancelled_cancels_the_call() -> None:
             seen.put_nowait("cancelled")
             raise
 
-    async with called(wait) as (pool, sent), asyncio.timeout(20):
+    async with called(wait) as (pool, sent), asyncio.timeout(60):
         task = asyncio.create_task(train(pool, sent))
         assert await seen.get() == "pass"
         task.cancel()

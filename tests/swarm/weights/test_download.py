@@ -31,7 +31,7 @@ def at_most(model: Model) -> float:
 
 def run(work) -> None:  # type: ignore[no-untyped-def]
     async def within() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await work
 
     asyncio.run(within())
@@ -376,7 +376,7 @@ LARGE = 2
 async def test_holdings_of_pieces_that_no_honest_peer_has_are_refused(partial: bytes, why: str, tmp_path: Path) -> None:
     model = make_model(tmp_path / "source", blocks=1)
     assert model.manifest.entries[LARGE].num_pieces == 4
-    async with asyncio.timeout(10), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         answer = pieces.Holdings(bits=b"\x01", partial=partial).encode()
         false = await here.start(model, Scripted(lambda request: [answer]))
         source = await Source.open(here.pool, false.record, model.model, model.manifest)

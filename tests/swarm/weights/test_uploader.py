@@ -22,7 +22,7 @@ from tests.swarm.weights.parts import Model, local_swarm, make_model
 
 async def test_a_capped_source_keeps_its_rate(tmp_path: Path) -> None:
     """4 MiB at 4 MiB/s with a burst of one: three seconds, as its own clock says, and never less."""
-    async with asyncio.timeout(30), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1, block_bytes=4 * PIECE_BYTES)
         await here.start(model, Uploader(4 * PIECE_BYTES))
         cache = ModelCache(tmp_path / "weights", model.model, model.manifest)
@@ -31,7 +31,7 @@ async def test_a_capped_source_keeps_its_rate(tmp_path: Path) -> None:
 
 
 async def test_who_comes_when_the_places_are_taken_is_refused_and_asks_another(tmp_path: Path) -> None:
-    async with asyncio.timeout(30), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         full = await here.start(model)
         held = [await Source.open(here.pool, full.record, model.model, model.manifest) for _ in range(MAX_UPLOADS_PER_PEER)]
@@ -68,7 +68,7 @@ def questions(model: Model) -> list[tuple[str, list[bytes], type[SwarmError]]]:
 
 
 async def test_odd_questions_are_refused_by_what_is_wrong_with_them(tmp_path: Path) -> None:
-    async with asyncio.timeout(30), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         giver = await here.start(model)
         channel = await here.pool.channel(giver.record.peer, giver.record.addresses, giver.record.certificate)
@@ -84,7 +84,7 @@ async def test_odd_questions_are_refused_by_what_is_wrong_with_them(tmp_path: Pa
 
 
 async def test_a_manifest_is_given_by_digest_and_else_by_name(tmp_path: Path) -> None:
-    async with asyncio.timeout(30), local_swarm() as here:
+    async with asyncio.timeout(60), local_swarm() as here:
         model = make_model(tmp_path / "source", blocks=1)
         giver = await here.start(model)
         channel = await here.pool.channel(giver.record.peer, giver.record.addresses, giver.record.certificate)

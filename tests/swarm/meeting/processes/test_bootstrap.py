@@ -38,7 +38,7 @@ def client(find: FindConfig, *bootstrap: str) -> Peer:
 
 
 async def met(peer: Peer) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while not peer.num_neighbours:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
@@ -119,7 +119,7 @@ async def test_neighbours_are_said_before_they_are_joined_and_left_alone_after_a
         Peer(PeerConfig(data_dir=tmp_path, find=find)) as alone,
     ):
         alone._contacts._sources.neighbours.hear(PeerAddress.parse(first.multiaddrs[0]))
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while not alone._contacts._joiner._ignored:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert alone.num_neighbours == 0 == first.num_neighbours and said == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from protocols.defaults import KEEPALIVE_S
 from protocols.errors import PeerUnreachableError
 from swarm.rpc.pool import ChannelPool
 from tests.forked import ForkServer
@@ -29,7 +30,7 @@ async def test_a_killed_server_process_is_noticed_in_a_moment(fork_server: ForkS
         stream = await channel.stream(TALK)
         waiting = asyncio.create_task(error_of(stream.receive(), PeerUnreachableError))
         process.kill()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(KEEPALIVE_S):  # sooner than by a ping
             await waiting
         for again in (channel.stream(TALK), channel.unary(ECHO, b""), pool.channel(SERVER.peer_id, (address,))):
             await error_of(again, PeerUnreachableError)
