@@ -5,6 +5,7 @@ They are real gRPC servers beside the toy nodes of `tests/swarm/inference/toy.py
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocols import inference, services
@@ -31,6 +32,8 @@ class Swallower(FakeHop):
     """Steps that it has kept."""
     asked: int = 0
     """Times that it was asked how far it is."""
+    on_open: Callable[[], None] = lambda: None
+    """Called for each route that begins here."""
     _epochs: dict[bytes, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +56,7 @@ class Swallower(FakeHop):
                 self.steps += 1
 
     async def _opened(self, stream: Stream, grant: Grant, index: int) -> None:
+        self.on_open()
         self._epochs[grant.session] = grant.epoch
         await stream.send(Expect(session=grant.session, epoch=grant.epoch, step=0).encode())
 

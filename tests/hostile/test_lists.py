@@ -106,7 +106,7 @@ async def test_a_session_of_a_denied_client_is_refused_also_behind_an_allowed_ho
 
 async def test_denying_a_client_gives_its_memory_back_and_leaves_others_alone(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4)
-    session = swarm.session(route_timeout_s=2.0)
+    session = swarm.session()
     await ask(session, (), (3,), random_tokens(3))
     assert node.host.num_sessions == 1
     node.host.hops._gate.renew(Access(deny=ids(ONE)))
