@@ -158,7 +158,7 @@ async def test_a_directory_that_says_nothing_ends_with_the_patience(tmp_path: Pa
             await asyncio.sleep(3_600)
             raise AssertionError
 
-        with pytest.raises(NoRouteError, match=r"no peer gave tensor .* for 1 s"):
+        with pytest.raises(NoRouteError, match=r"no peer gave tensor .* for [0-9]+ s"):
             await fetch_tensors(model.tensors, cache, here.pool, never, Options(progress_timeout_s=1))
 
 
