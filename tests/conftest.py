@@ -90,6 +90,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"pauses at deaths: {json.dumps(summary)}")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests of another file have fetched, or remembered by name, is not here: `tiny` was other weights there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data-home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _loggers_as_before() -> Iterator[None]:
     """A command that a test runs in this process sets levels and handlers (`node/logs.py`), which the next test must not find."""

@@ -60,14 +60,6 @@ def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
     return exited.value.code, out.getvalue(), err.getvalue()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What other files of this process have fetched or remembered by name is not here: `tiny` was other weights there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five blocks, and a tokenizer whose 256 tokens are the bytes."""
