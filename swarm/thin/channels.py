@@ -110,7 +110,7 @@ class ChannelReader:
             yield from self._ended(body)
             self._head = None
         elif not self._is_call:
-            keep = max(_length_of_start(self._held, mark) for mark in ENDS)
+            keep = max(length_of_start(self._held, mark) for mark in ENDS)
             self._num_seen = 0
             certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
             yield from self._said(certain)
@@ -136,9 +136,10 @@ class ChannelReader:
         return not self._is_call and (channel is None or channel[1] != THOUGHTS)
 
 
-def _length_of_start(text: str, mark: str) -> int:
+def length_of_start(text: str, mark: str) -> int:
     """Letters at the end of `text` with which `mark` may begin."""
-    return next((size for size in range(len(mark) - 1, 0, -1) if text.endswith(mark[:size])), 0)
+    most = min(len(mark) - 1, len(text))
+    return next((size for size in range(most, 0, -1) if text.endswith(mark[:size])), 0)
 
 
 class Tokenizer(Protocol):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
-from swarm.thin.channels import ChannelReader, Sent, Thought
+from swarm.thin.channels import Sent, Thought, length_of_start
 from swarm.thin.stops import Decoder, Stops
+from swarm.thin.thoughts import NEAR_TOKENS as NEAR_END
+from swarm.thin.thoughts import Reader, Reading
 
 HALF_A_LETTER = "\ufffd"
 
@@ -62,14 +63,15 @@ class TextOut:
         stops: Sequence[str] = (),
         ends: Stops | None = None,
         now_s: Callable[[], float] = time.monotonic,
-        marks: Mapping[int, str] = MappingProxyType({}),
+        reading: Reading | None = None,
+        think: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """marks: of channels, by their tokens (`channels.marks_of`): then only what is said in an answer's messages is written, and not
-        what the model says to itself."""
+        """reading: how to tell the model's thoughts from what it says; only the latter is written. think: gets pieces of the thoughts."""
         assert all(stops), "an empty text would end every answer"
         self._tokenizer, self._write, self._stops, self._ends = tokenizer, write, tuple(stops), ends
         self._now_s = now_s
-        self._marks, self._reader = marks, ChannelReader() if marks else None
+        self._reading, self._think = reading, think
+        self._reader: Reader | None = None
         self._prompt: list[int] = []
         self._ids: list[int] = []
         self._from, self._shown = 0, 0
@@ -91,6 +93,9 @@ class TextOut:
         """`put`, in parts."""
         if not self._has_prompt:
             self._has_prompt, self._prompt = True, list(ids[-NEAR_TOKENS:])
+            if self._reading is not None:
+                (end,) = yield Runs([self._prompt[-NEAR_END:]], skips_special=False)
+                self._reader = self._reading.begin(end)
             return
         self.last_s = self._now_s()
         self.first_s = self.first_s or self.last_s
@@ -107,7 +112,7 @@ class TextOut:
     def _add(self, token: int) -> Parts:
         self._ids.append(token)
         self._emit(self._certain(*(yield self._runs())))
-        self._emit(self._marks.get(token, ""))
+        self._emit(self._reading.marks.get(token, "") if self._reading is not None else "")
         if self._ends is not None:
             near = [*self._prompt, *self._ids[-NEAR_TOKENS:]]
             texts = yield Runs(self._ends.runs(near), skips_special=False)
@@ -166,7 +171,7 @@ class TextOut:
             at, self.stopped_by = min(found, key=lambda one: one[0])
             self._is_stopped, self._held, text = True, "", text[:at]
         else:
-            keep = max((_length_of_start(text, stop) for stop in self._stops), default=0)
+            keep = max((length_of_start(text, stop) for stop in self._stops), default=0)
             self._held, text = text[len(text) - keep :], text[: len(text) - keep]
         self._put_out(text)
 
@@ -176,13 +181,9 @@ class TextOut:
     def _write_said(self, parts: Iterable[str | Sent | Thought]) -> None:
         """Write what is text; a message to a tool that this client does not have is."""
         for part in parts:
-            text = part.whole if isinstance(part, Sent) else "" if isinstance(part, Thought) else part
-            if text:
+            text = part.whole if isinstance(part, Sent) else part
+            if isinstance(text, Thought):
+                self._think(text.text)
+            elif text:
                 self.text += text
                 self._write(text)
-
-
-def _length_of_start(text: str, stop: str) -> int:
-    """Letters at the end of `text` with which `stop` may begin."""
-    most = min(len(stop) - 1, len(text))
-    return next((size for size in range(most, 0, -1) if text.endswith(stop[:size])), 0)

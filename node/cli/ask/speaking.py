@@ -5,17 +5,16 @@ With embedding and head here (`full.py`) or without (`thin.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from node.cli.flags.asking import ClientSettings, Sampling
 from node.cli.terminal.console import remark, write_piece
-from swarm.thin import channels
 from swarm.thin.settings import Settings
 from swarm.thin.stops import Stops
 from swarm.thin.text import TextOut
+from swarm.thin.thoughts import Reading, reading_of
 from swarm.thin.tokenizing.templates import Message
 
 PLAIN_STOP = "\nUser:"
@@ -74,19 +73,30 @@ class Speaker(Protocol):
 
 
 def chat_out(speaker: Speaker) -> TextOut:
-    """Where an answer in a conversation goes: as `new_out`. Of a model that answers in channels, what it says to itself is left out."""
+    """Where an answer in a conversation goes: as `new_out`. What the model thinks is left out, and that it thinks is said."""
     template = speaker.tokenizer.chat_template
     if template is None:
         return new_out(speaker, PLAIN_STOP)
-    return new_out(speaker, marks=channels.marks_of(speaker.tokenizer) if channels.has_channels(template) else {})
+    return new_out(speaker, reading=reading_of(speaker.tokenizer, template))
 
 
-def new_out(speaker: Speaker, stop: str | None = None, marks: Mapping[int, str] = MappingProxyType({})) -> TextOut:
-    """Where an answer goes: to stdout. stop: text at which it ends, beside the checkpoint's stop strings; it is not shown. marks: as
-    `TextOut` has them."""
+def new_out(speaker: Speaker, stop: str | None = None, reading: Reading | None = None) -> TextOut:
+    """Where an answer goes: to stdout. stop: text at which it ends, beside the checkpoint's stop strings; it is not shown. reading: as
+    `TextOut` has it."""
     texts = speaker.settings.stop_strings()
     ends = Stops(speaker.tokenizer, texts) if texts else None
-    return TextOut(speaker.tokenizer, write_piece, () if stop is None else (stop,), ends, marks=marks)
+    stops, think = () if stop is None else (stop,), _remark_once("the model thinks first; what it thinks is not shown")
+    return TextOut(speaker.tokenizer, write_piece, stops, ends, reading=reading, think=think)
+
+
+def _remark_once(line: str) -> Callable[[str], None]:
+    lines = [line]
+
+    def say(_: str) -> None:
+        if lines:
+            remark(lines.pop())
+
+    return say
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from node.gateway.answers.answer import End, Event, Usage
-from node.gateway.answers.calls import Calls, check_tools, form_in
+from node.gateway.answers.calls import Calls, check_tools, form_in, thought_in
 from node.gateway.answers.models import ServedModel
 from node.gateway.answers.one_answer import AnswerContext, OneAnswer
 from node.gateway.answers.prompts import check_length, ids_of
@@ -21,7 +22,8 @@ from node.gateway.callers.meter import Meter
 from node.gateway.tools.calling import Calling, rules_of
 from swarm.clock import Clock
 from swarm.thin.channels import FINAL, marks_of
-from swarm.thin.grammar.answer_form import AnswerForm
+from swarm.thin.grammar.answer_form import AnswerForm, ThoughtForm
+from swarm.thin.thoughts import form_behind_ids
 
 AHEAD = 4
 """Events of a request that wait for a slow reader; then its answers pause."""
@@ -47,15 +49,17 @@ class Answering:
         self._reused: dict[int, int] = {}
         """Prompt -> tokens that hops had kept of an earlier request; only of prompts with several answers."""
         self.trace: RequestTrace = NO_TRACE
+        self._thought: ThoughtForm | None = None
+        """How answers begin with a thought; None = they do not."""
         self._marks: dict[int, str] = {}
-        """Tokens that are marks of calls and no text; they are needed to find the calls."""
+        """Tokens that are marks of calls or thoughts and no text; they are needed to find both."""
 
     @classmethod
     async def of(cls, served: ServedModel, request: Request, meter: Meter, clock: Clock) -> Answering:
         """Encode the prompts. RefusedError, or the tokenizer's error, if one of them cannot be answered or paid by the caller's budget."""
         template = served.model.tokenizer.chat_template
         check_tools(request.tools, template)
-        form, marked = form_of(request, template), form_in(request, template)
+        form = form_of(request, template)
         began_s = clock.now_s()
         prompts = [await served.aside(ids_of, served, prompt, request.tools) for prompt in request.prompts]
         tokenize_s = clock.now_s() - began_s
@@ -64,13 +68,28 @@ class Answering:
         meter.prompt(served.name, sum(map(len, prompts)))
         answering = cls(served, request, prompts, form, meter, clock)
         answering._tokenize_s = tokenize_s
-        if marked is not None:
-            answering._marks = await served.aside(marks_of, served.model.tokenizer, marked.marks)
+        await answering._find_marks(template)
         return answering
+
+    async def _find_marks(self, template: str | None) -> None:
+        """What has to be known of the template to read the answers."""
+        tokenizer, calls, thought = (
+            self.served.model.tokenizer,
+            form_in(self.request, template),
+            thought_in(self.request, template),
+        )
+        if thought is not None:
+            (ids,) = self._prompts
+            self._thought = thought = await self.served.aside(form_behind_ids, tokenizer, ids, thought)
+            if self._form is not None and not thought.is_over:
+                self._form = replace(self._form, thought=thought)
+        marks = (*(calls.marks if calls else ()), *((thought.begin, thought.end) if thought else ()))
+        if marks:
+            self._marks = await self.served.aside(marks_of, tokenizer, marks)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """The events of all answers as they come; the first error of one answer ends all."""
-        calls = Calls(self.request, self.served.model.tokenizer.chat_template)
+        calls = Calls(self.request, self.served.model.tokenizer.chat_template, self._thought)
         began_s = first_s = self._clock.now_s()
         if self.request.num_choices > 1:
             await self._compute_once()

@@ -10,19 +10,21 @@ from node.gateway.answers.answer import Called, End, Event, Piece, Thinking, Tok
 from node.gateway.answers.request import Request
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.call_forms import form_of
-from node.gateway.tools.channels import finder_of
+from node.gateway.tools.thoughts import finder_of
 from node.gateway.tools.tool_calls import ToolCall, tools_of
 from swarm.thin.channels import Thought
-from swarm.thin.grammar.answer_form import CallForm
+from swarm.thin.grammar.answer_form import CallForm, ThoughtForm
+from swarm.thin.thoughts import thought_form
 
 
 class Calls:
     """Of one request; one finder for each answer."""
 
-    def __init__(self, request: Request, template: str | None) -> None:
-        form = form_in(request, template)
-        tools = tools_of(request.tools)
-        self._finders = [] if form is None else [finder_of(form, tools) for _ in range(request.num_answers)]
+    def __init__(self, request: Request, template: str | None, thought: ThoughtForm | None) -> None:
+        """thought: how answers to this prompt begin with one; None = they do not."""
+        form, tools = form_in(request, template), tools_of(request.tools)
+        every = [finder_of(form, thought, tools) for _ in range(request.num_answers)]
+        self._finders = [finder for finder in every if finder is not None]
         self._have_called = set[int]()
         self._scores_calls = request.scores_calls
         self._scored: dict[int, tuple[TokenText, ...]] = {}
@@ -67,6 +69,11 @@ def form_in(request: Request, template: str | None) -> CallForm | None:
     """What has to be looked for in answers to this request; None = nothing: they are text."""
     form = form_of(template) if template is not None and request.is_conversation else None
     return form if form is not None and (request.tools or form.is_channels) else None
+
+
+def thought_in(request: Request, template: str | None) -> ThoughtForm | None:
+    """The same, of a thought before everything else; whether the prompt has begun it is not known yet."""
+    return thought_form(template) if template is not None and request.is_conversation else None
 
 
 def check_tools(tools: Sequence[Mapping[str, Any]], template: str | None) -> None:

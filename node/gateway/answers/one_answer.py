@@ -36,7 +36,7 @@ class AnswerContext:
     """What each answer must look like; None = any text."""
 
     marks: Mapping[int, str]
-    """Tokens that are marks of calls and no text; they are needed to find the calls."""
+    """Tokens that are marks of calls or thoughts and no text; they are needed to find both."""
 
     meter: Meter
     usage: Usage

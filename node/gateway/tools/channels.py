@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from node.gateway.tools.call_layout import Tools, read_json
-from node.gateway.tools.tool_calls import CallFinder, ToolCall, call_of
+from node.gateway.tools.tool_calls import ToolCall, call_of
 from swarm.thin.channels import ChannelReader, Sent, Thought
-from swarm.thin.grammar.answer_form import CallForm
 
 
 class ChannelFinder:
@@ -32,8 +31,3 @@ class ChannelFinder:
             return call_of(one.recipient, read_json(one.body), self._tools) or one.whole
         except (ValueError, RecursionError):
             return one.whole
-
-
-def finder_of(form: CallForm, tools: Tools) -> CallFinder | ChannelFinder:
-    """For one answer."""
-    return ChannelFinder(tools) if form.is_channels else CallFinder(form, tools)

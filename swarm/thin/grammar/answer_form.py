@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 MAX_REFERENCES = 8
@@ -78,6 +78,19 @@ class CallForm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThoughtForm:
+    """The marks around the thought with which an answer may begin."""
+
+    begin: str
+    end: str
+    is_open: bool = False
+    """The prompt has begun it, so the answer begins in it."""
+
+    is_over: bool = False
+    """The prompt has ended it, so that the model does not think."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedCall:
     """A tool that may be called."""
 
@@ -111,6 +124,9 @@ class AnswerForm:
     lead: str = ""
     """Marks before the JSON: the channel in which it is said."""
 
+    thought: ThoughtForm | None = None
+    """What may come before all of that; if it is open, it must."""
+
     def pack(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
@@ -118,14 +134,17 @@ class AnswerForm:
     @classmethod
     def unpack(cls, packed: Mapping[str, Any]) -> AnswerForm:
         """What `pack` packed."""
-        calls = packed["calls"]
-        if calls is None:
-            return cls(schema=packed["schema"], lead=packed["lead"])
-        tools = tuple(OfferedCall(**tool) for tool in calls["tools"])
-        layout = calls["form"]["layout"]
-        words = {name: tuple(calls["form"][name]) for name in ("marks", "around")}
-        form = CallForm(**{**calls["form"], **words, "layout": layout and Layout(**layout)})
-        return cls(schema=packed["schema"], calls=CallRules(**{**calls, "form": form, "tools": tools}), lead=packed["lead"])
+        calls, thought = packed["calls"], packed["thought"]
+        form = cls(schema=packed["schema"], lead=packed["lead"], thought=thought and ThoughtForm(**thought))
+        return form if calls is None else replace(form, calls=_rules(calls))
+
+
+def _rules(packed: Mapping[str, Any]) -> CallRules:
+    tools = tuple(OfferedCall(**tool) for tool in packed["tools"])
+    layout = packed["form"]["layout"]
+    words = {name: tuple(packed["form"][name]) for name in ("marks", "around")}
+    form = CallForm(**{**packed["form"], **words, "layout": layout and Layout(**layout)})
+    return CallRules(**{**packed, "form": form, "tools": tools})
 
 
 def properties_of(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,11 @@ import json
 from collections.abc import Iterable, Mapping
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.grammar.answer_form import AnswerForm, CallRules, OfferedCall
+from swarm.thin.grammar.answer_form import AnswerForm, CallRules, OfferedCall, ThoughtForm
 from swarm.thin.grammar.layout_grammar import LayoutRules
 from swarm.thin.grammar.marks import json_rule, literal, token
 from swarm.thin.grammar.python_grammar import python_lines
+from swarm.thin.grammar.thought_grammar import thought_lines
 
 ANY = r"(.|\n)"
 
@@ -26,23 +27,27 @@ def lark(form: AnswerForm, added: Mapping[str, int], special: frozenset[int], en
     ends: tokens that end it. ModelNotSupportedError if a mark of calls is left out of the text, ValueError if a schema is no JSON.
     """
     rules = form.calls
+    thought = [] if form.thought is None else thought_lines(form.thought, added, frozenset(ends))
+    start = "answer" if form.thought is None else "thought answer" if form.thought.is_open else "thought? answer"
+    lines = ["%llguidance {}", f"start: {start}", *thought]
     if rules is None:
-        return f"%llguidance {{}}\nstart: {_said(form, added)}\n"
+        return "\n".join([*lines, f"answer: {_said(form, added)}"]) + "\n"
     of_calls = (rules.form.begin, rules.form.end, rules.form.mark, *rules.form.marks, *rules.form.around)
     marks = [text for text in of_calls if text in added]
-    others = sorted(set(added.values()) - {added[text] for text in marks} - set(ends))
+    of_thought = (form.thought.begin, form.thought.end) if form.thought else ()
+    others = sorted(set(added.values()) - {added[text] for text in (*marks, *of_thought) if text in added} - set(ends))
     laid_out = rules.form.layout is not None
-    lines = ["%llguidance {}", *(LayoutRules(rules, added).lines if laid_out else _calls(rules, added, special))]
+    lines += LayoutRules(rules, added).lines if laid_out else _calls(rules, added, special)
     if rules.is_forced:
-        lines += ["start: calls"]
+        lines += ["answer: calls"]
     elif form.schema is not None:
-        lines += [f"start: calls | {_said(form, added)}"]
+        lines += [f"answer: calls | {_said(form, added)}"]
     elif rules.form.is_channels:
         lines += _channels(rules, added)
     elif rules.form.end or laid_out:
         lines += _around(rules, added, others)
     else:
-        lines += _instead(rules, others)
+        lines += _instead(rules, others, form.thought)
     return "\n".join(lines) + "\n"
 
 
@@ -58,8 +63,8 @@ def _channels(rules: CallRules, added: Mapping[str, int]) -> list[str]:
         raise ModelNotSupportedError(f"this model's tokenizer has no token {missing[0]}; its calls cannot be told from text")
     channel, message, next_one = (literal(one, added) for one in ("<|channel|>", "<|message|>", "<|end|><|start|>assistant"))
     return [
-        "start: thought* (last | calls)",
-        f'thought: {channel} ("analysis" | "commentary") {message} TEXT {next_one}',
+        "answer: message* (last | calls)",
+        f'message: {channel} ("analysis" | "commentary") {message} TEXT {next_one}',
         f'last: {channel} ("final" | "commentary") {message} TEXT',
         f"TEXT: /{ANY}*/",
     ]
@@ -102,16 +107,16 @@ def _around(rules: CallRules, added: Mapping[str, int], others: list[int]) -> li
 
 def _start(rules: CallRules) -> str:
     if not rules.form.end:  # nothing follows calls
-        return "start: other* (TEXT | said)"
-    return "start: other* (said other*)? TEXT" if rules.is_single else "start: (said | other)* TEXT"
+        return "answer: other* (TEXT | said)"
+    return "answer: other* (said other*)? TEXT" if rules.is_single else "answer: (said | other)* TEXT"
 
 
-def _instead(rules: CallRules, others: list[int]) -> list[str]:
-    """Calls, or text that does not begin like them."""
+def _instead(rules: CallRules, others: list[int], thought: ThoughtForm | None) -> list[str]:
+    """Calls, or text that does not begin like them, or like a thought: calls may come behind it."""
     other = f"other: {token(*others)}" if others else ""
     lead, rest = ("other* ", "(other | REST)*") if others else ("", "REST?")
-    begin = "".join(f"\\{letter}" for letter in rules.form.firsts)
-    return ["start: calls | text", f"text: {lead}(FIRST {rest})?", other, rf"FIRST: /\s*[^\s{begin}]{ANY}*/", f"REST: /{ANY}+/"]
+    begin = "".join(f"\\{letter}" for letter in rules.form.firsts + (thought.begin[0] if thought else ""))
+    return ["answer: calls | text", f"text: {lead}(FIRST {rest})?", other, rf"FIRST: /\s*[^\s{begin}]{ANY}*/", f"REST: /{ANY}+/"]
 
 
 def _tool(tool: OfferedCall, key: str) -> str:

@@ -46,7 +46,7 @@ class Grammar:
     def begin(self, form: AnswerForm) -> None:
         """A new answer. ModelNotSupportedError if a schema is none, or uses what is not supported."""
         try:
-            is_plain = form.calls is None and not form.lead
+            is_plain = form.calls is None and not form.lead and form.thought is None
             grammar = self._of_schema(form.schema) if is_plain else lark(form, self._added, self._special, self._ends)
         except (ValueError, RecursionError) as error:
             raise ModelNotSupportedError(f"the JSON schema is none: {described(error)}") from None

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.call_forms import FORMS, form_of
 from node.gateway.tools.calling import Calling, rules_of
-from node.gateway.tools.channels import finder_of
+from node.gateway.tools.thoughts import finder_of
 from node.gateway.tools.tool_calls import ToolCall, tools_of
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.channels import FINAL
@@ -105,7 +105,8 @@ def form(family: str, calling: Calling, schema: str | None = None) -> AnswerForm
 def parsed(family: str, text: str) -> tuple[str, list[ToolCall]]:
     found = form_of(TEMPLATES[family])
     assert found is not None
-    finder = finder_of(found, tools_of(TOOLS))
+    finder = finder_of(found, None, tools_of(TOOLS))
+    assert finder is not None
     every = [*finder.feed(text), *finder.rest()]
     return "".join(one for one in every if isinstance(one, str)), [one for one in every if isinstance(one, ToolCall)]
 

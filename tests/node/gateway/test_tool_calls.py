@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.gateway.tools.call_forms import form_of
-from node.gateway.tools.channels import ChannelFinder, finder_of
+from node.gateway.tools.channels import ChannelFinder
+from node.gateway.tools.thoughts import finder_of
 from node.gateway.tools.tool_calls import CallFinder, ToolCall
 from swarm.thin.channels import Thought
+from swarm.thin.thoughts import FORMS
 
 TOOLS: dict[str, dict[str, object]] = {
     "add": {"properties": {"a": {"type": "integer"}, "note": {"type": "string"}}},
@@ -36,15 +38,18 @@ TEMPLATES = {
     "mistral11": "{{ tools }}[TOOL_CALLS][CALL_ID][ARGS]",
     "mistral13": "{{ tools }}[TOOL_CALLS][ARGS]",
 }
+THINKING = ", thinking"
 CALL = '{"name": "add", "arguments": {"a": 1, "b": [2, "</x>"]}}'
 OTHER = '{"name": "get-weather", "parameters": {"city": "Zürich"}}'
 
 
 def found(family: str, pieces: list[str]) -> list[str | tuple[str, dict[str, object]]]:
     """Texts that follow each other are one, and so are thoughts."""
-    form = form_of(TEMPLATES[family])
+    template = TEMPLATES[family.removesuffix(THINKING)]
+    form, thought = form_of(template), FORMS[0] if family.endswith(THINKING) else None
     assert form is not None
-    finder, made = finder_of(form, TOOLS), list[str | tuple[str, dict[str, object]]]()
+    finder, made = finder_of(form, thought, TOOLS), list[str | tuple[str, dict[str, object]]]()
+    assert finder is not None
     for one in [*(one for piece in pieces for one in finder.feed(piece)), *finder.rest()]:
         if isinstance(one, ToolCall):
             assert json.loads(one.text) == one.arguments and len(one.number) == 9 and one.number.isalnum()
@@ -200,6 +205,14 @@ CASES += [
     ("gpt-oss", "hello", ["hello"]),
     ("gpt-oss", "hello<|end|><|start|>assistant" + said("final", "you", ""), ["hello\nyou"]),
 ]  # fmt: skip
+
+
+THINKS_TEXT = "<think>\nHm, <x>. {}\n</think>\n\n"
+CASES += [
+    (family + THINKING, THINKS_TEXT.format(text) + text, [("thought", {"text": f"Hm, <x>. {text.rstrip()}"}), *made])
+    for family, text, made in CASES
+    if len(text) < 1000 and text.strip() and made != [text] and family != "gpt-oss" and text == text.lstrip()
+]
 
 
 @pytest.mark.parametrize(("family", "text", "expected"), CASES, ids=lambda value: str(value)[:40])

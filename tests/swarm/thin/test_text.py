@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.thin.channels import MARKS
+from swarm.thin.channels import MARKS, ChannelReader
 from swarm.thin.text import TextOut
+from swarm.thin.thoughts import FORMS, Reading, ThoughtReader, form_behind
 
 
 class Bytes:
@@ -74,7 +75,8 @@ def test_only_what_is_said_in_messages_is_written() -> None:
     marks = dict(enumerate(MARKS, 256))
     ids = {mark: token for token, mark in marks.items()}
     pieces: list[str] = []
-    out = TextOut(WithMarks(), pieces.append, ("stop",), marks=marks)
+    thoughts: list[str] = []
+    out = TextOut(WithMarks(), pieces.append, ("stop",), reading=Reading(marks, lambda _: ChannelReader()), think=thoughts.append)
     out.put([1])
     said = [
         "<|channel|>",
@@ -92,4 +94,16 @@ def test_only_what_is_said_in_messages_is_written() -> None:
         for token in [ids[part]] if part in ids else part.encode():
             out.put([token])
     out.end()
-    assert "".join(pieces) == out.text == "Yes é" and out.stopped_by == "stop"
+    assert "".join(pieces) == out.text == "Yes é" and out.stopped_by == "stop" and "".join(thoughts) == "Hm é."
+
+
+@given(st.booleans())
+def test_an_answer_begins_in_the_thought_that_its_prompt_has_begun(has_begun: bool) -> None:
+    reading = Reading({}, lambda prompt: ThoughtReader(form_behind(prompt, FORMS[0])))
+    pieces, thoughts = list[str](), list[str]()
+    out = TextOut(Bytes(), pieces.append, reading=reading, think=thoughts.append)
+    out.put(list(b"Hi<think>\n" if has_begun else b"Hi"))
+    for byte in ("" if has_begun else "<think>").encode() + "Hé.</think>\n\nYes.".encode():
+        out.put([byte])
+    out.end()
+    assert ("".join(thoughts), "".join(pieces), out.text) == ("Hé.", "Yes.", "Yes.")
