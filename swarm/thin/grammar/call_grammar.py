@@ -8,6 +8,7 @@ Source: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 
 from protocols.errors import ModelNotSupportedError
@@ -115,7 +116,7 @@ def _instead(rules: CallRules, others: list[int], thought: ThoughtForm | None) -
     """Calls, or text that does not begin like them, or like a thought: calls may come behind it."""
     other = f"other: {token(*others)}" if others else ""
     lead, rest = ("other* ", "(other | REST)*") if others else ("", "REST?")
-    begin = "".join(f"\\{letter}" for letter in rules.form.firsts + (thought.begin[0] if thought else ""))
+    begin = re.escape(rules.form.firsts + (thought.begin[0] if thought else ""))
     return ["answer: calls | text", f"text: {lead}(FIRST {rest})?", other, rf"FIRST: /\s*[^\s{begin}]{ANY}*/", f"REST: /{ANY}+/"]
 
 

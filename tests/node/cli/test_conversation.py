@@ -282,3 +282,18 @@ def test_what_a_model_says_to_itself_is_not_shown(tmp_path: Path, capsys: pytest
     held.talk.say("What is 1 + 41?")
     assert held.talk.messages[-1] == {"role": "assistant", "content": "It is 42."}
     assert capsys.readouterr().out == "It is 42.\n"
+
+
+@pytest.mark.parametrize(("special", "has_begun"), [((), False), (("<think>", "</think>"), False), ((), True)], ids=str)
+def test_a_thought_is_not_shown_but_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], special: tuple[str, ...], has_begun: bool
+) -> None:
+    says = {":": "<think>", "<think>": "\nHm.", "\nHm.": "</think>", "</think>": "\n\nIt is 42."}
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}</think>{% endif %}" + (
+        "<think>" if has_begun else ":"
+    )
+    held = Held(make_speaker(tmp_path / "tiny", template, says, special), None)
+    held.talk.say("What is 1 + 41?")
+    assert held.talk.messages[-1] == {"role": "assistant", "content": "It is 42."}
+    shown = capsys.readouterr()
+    assert shown.out == "It is 42.\n" and shown.err.count("the model thinks first") == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from node.gateway.tools.thoughts import finder_of
 from node.gateway.tools.tool_calls import ToolCall, tools_of
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.channels import FINAL
-from swarm.thin.grammar.answer_form import AnswerForm
+from swarm.thin.grammar.answer_form import AnswerForm, ThoughtForm
 from swarm.thin.grammar.grammar import Grammar
+from swarm.thin.thoughts import ThoughtReader
 from tests.families import add_byte_tokenizer
 
 TEMPLATES = {
@@ -85,12 +86,17 @@ class Speaker:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
+    add_tokens(path, ("<think>",))
+    return path
+
+
+def add_tokens(path: Path, words: Sequence[str]) -> None:
+    """A tokenizer of bytes, with these tokens beside the marks of all families."""
     add_byte_tokenizer(path)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in ("<think>", *MARKS)])
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in (*words, *MARKS)])
     tokenizer.add_special_tokens({"eos_token": "<end>", "additional_special_tokens": SPECIAL})
     tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture
@@ -243,6 +249,53 @@ def test_what_such_a_form_cannot_keep_to_is_refused_only_if_it_is_strict(speaker
         speaker.grammar.begin(note_rules(family, {"properties": {"a>": {}}}, strict=False))
 
 
+THOUGHT = f"hm </thi <tool_call> <|python_tag|>{'x' * 20}"
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("words", [(), ("<think>", "</think>")], ids=str)
+@pytest.mark.parametrize("family", [None, *sorted(TEMPLATES.keys() - {"gpt-oss"})])
+def test_a_thought_comes_first_and_is_free(tmp_path: Path, family: str | None, words: tuple[str, ...], is_open: bool) -> None:
+    add_tokens(tmp_path, words)
+    speaker, thought = Speaker(tmp_path, seed=len(words)), ThoughtForm(begin="<think>", end="</think>", is_open=is_open)
+    both = AnswerForm(schema='{"enum": [[1]]}') if family is None else form(family, FORCED)
+    speaker.grammar.begin(replace(both, thought=thought))
+    token, said = None, ("" if is_open else "<think>") + THOUGHT
+    for one in speaker.tokenizer.encode(said, add_special_tokens=False):
+        assert one in (allowed := speaker.allowed(token)) and speaker.end not in allowed
+        token = one
+    for one in speaker.tokenizer.encode("</think>\n\n", add_special_tokens=False):
+        assert one in speaker.allowed(token)
+        token = one
+    behind = list[int]()
+    for _ in range(2000):
+        token = speaker.random.choice(speaker.allowed(token))
+        if token == speaker.end:
+            break
+        behind.append(token)
+    text = speaker.tokenizer.decode(behind, skip_special_tokens=family is None or both.calls.form.layout is None)
+    if family is None:
+        assert json.loads(text) == [1]
+    else:
+        rest, calls = parsed(family, text)
+        assert token == speaker.end and calls and not rest.strip() and all(map(is_of_schema, calls)), text
+
+
+@pytest.mark.parametrize("family", ["llama", "python", "qwen"])
+def test_strict_calls_behind_a_thought_are_of_their_schema(speaker: Speaker, family: str) -> None:
+    thought, num_called = ThoughtForm(begin="<think>", end="</think>"), 0
+    strict = replace(form(family, Calling(param="tools", strict=NAMES)), thought=thought)
+    for number in range(30):
+        likes = [likes_calls, lambda token: token == "<think>"][number % 2]
+        text, _ = speaker.say(strict, 300, likes)
+        reader = ThoughtReader(thought)
+        behind = "".join(one for one in (*reader.feed(text), *reader.rest()) if isinstance(one, str))
+        _, calls = parsed(family, behind)
+        assert all(map(is_of_schema, calls)), text
+        num_called += bool(calls)
+    assert num_called
+
+
 def test_what_no_grammar_can_be_made_of_is_refused(speaker: Speaker) -> None:
     with pytest.raises(RefusedError, match="tool_choice: how this model writes calls is not known"):
         rules_of(FORCED, TOOLS, "{{ tools }}")
@@ -271,5 +324,6 @@ def test_a_mark_that_is_left_out_of_texts_is_refused(folder: Path, tmp_path: Pat
 
 def test_a_form_survives_its_way_to_the_sandbox() -> None:
     given = form("mistral", Calling(param="tools", strict=NAMES, is_single=True), "{}")
+    given = replace(given, thought=ThoughtForm(begin="<think>", end="</think>", is_open=True))
     assert AnswerForm.unpack(json.loads(json.dumps(given.pack()))) == given
     assert AnswerForm.unpack(json.loads(json.dumps(AnswerForm(schema="{}").pack()))) == AnswerForm(schema="{}")

@@ -49,7 +49,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("form", "text", "expected"), CASES, ids=str)
-def test_a_thought_is_what_stands_between_the_marks_at_the_beginning(form: ThoughtForm, text: str, expected: tuple[str, str]) -> None:
+def test_a_thought_is_what_stands_between_the_marks_at_the_beginning(
+    form: ThoughtForm, text: str, expected: tuple[str, str]
+) -> None:
     assert parts(ThoughtReader(form), [text]) == expected
 
 
