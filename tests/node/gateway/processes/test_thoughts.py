@@ -1,4 +1,4 @@
-"""Answers that begin with a thought between `<think>` and `</think>`, as clients of every API get them.
+"""Thoughts between `<think>` and `</think>`, as clients of every API get them.
 
 The model's layers add nothing, so each token follows from the one before, as in `test_tools.py`. Its marks are special tokens, which texts
 leave out.
