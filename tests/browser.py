@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 PROGRAMS = ("chromium", "chromedriver")
 MISSING = "no chromium and chromedriver here: apt-get install chromium chromium-driver"
-FIRST_S = 30.0
+FIRST_S = 60.0
 """How long a page may take to show something, on a busy machine."""
 
 

@@ -83,7 +83,7 @@ class Collector:
                     )
                 )  # fmt: skip
 
-    def of(self, trace: str, holds: Callable[[list[Seen]], bool], timeout_s: float = 30.0) -> list[Seen]:
+    def of(self, trace: str, holds: Callable[[list[Seen]], bool], timeout_s: float = 60.0) -> list[Seen]:
         """The spans of a trace as soon as it holds; AssertionError with them if that takes too long."""
         deadline = time.monotonic() + timeout_s
         while not holds(found := [span for span in list(self.spans) if span.trace == trace]):

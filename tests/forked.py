@@ -194,10 +194,10 @@ class ForkServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._channel.shutdown(socket.SHUT_WR)
         try:
-            self._process.wait(10)
+            self._process.wait(60)
         finally:
             self._process.kill()
-            self._reader.join(10)
+            self._reader.join(60)
             self._channel.close()
 
 

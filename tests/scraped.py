@@ -15,7 +15,7 @@ class Page:
     """What one address says now."""
 
     def __init__(self, url: str) -> None:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         self._values: dict[Sample, float] = {
             (one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples

@@ -124,7 +124,7 @@ def test_two_setups_of_one_checkout_do_not_meet(checkout: Checkout) -> None:
         assert process.stdout and "another set-up" in process.stdout.readline()
         assert process.poll() is None
         fcntl.flock(held, fcntl.LOCK_UN)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
     assert "77 MB" in said
 
 
@@ -133,10 +133,11 @@ def test_two_setups_of_one_checkout_do_not_meet(checkout: Checkout) -> None:
     reason="this .venv is another checkout's, or was not made by scripts/setup: a set-up would change it",
 )
 def test_a_second_setup_only_looks() -> None:
-    started = time.monotonic()
+    stamp = ROOT / ".venv/setup.stamp"
+    before = stamp.stat().st_mtime_ns
     done = subprocess.run([ROOT / "scripts" / "setup"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert time.monotonic() - started < 5
+    assert stamp.stat().st_mtime_ns == before, "it has installed"
 
 
 def test_scripts_are_executable_and_parse() -> None:
@@ -186,7 +187,7 @@ def test_that_hangs_on_request():
 
 def test_the_suite_runs_in_several_processes_with_one_result(tmp_path: Path) -> None:
     command = two_files_of_tests(tmp_path)
-    done = subprocess.run([*command, "--durations=3"], capture_output=True, text=True, timeout=60, env=ONLY_XDIST)
+    done = subprocess.run([*command, "--durations=3"], capture_output=True, text=True, timeout=180, env=ONLY_XDIST)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "AssertionError: on purpose" in done.stdout and "FAILED tests/test_two.py::test_that_fails_in_two" in done.stdout
     assert "slowest 3 durations" in done.stdout and not done.stderr

@@ -67,7 +67,7 @@ class LocalSwarm:
         self._anchor = self.new_model([node.said["multiaddr"] for node in self.nodes.values()])
         self.model: Any = self._anchor
 
-    def new_model(self, peers: Sequence[str] = (), route_timeout_s: float = 30.0) -> Any:
+    def new_model(self, peers: Sequence[str] = (), route_timeout_s: float = 120.0) -> Any:
         """A client that blames no peer yet; without `peers` it shares the DHT of the existing one."""
         return SwarmModelForCausalLM.from_pretrained(self.checkpoint, peers=peers, patience_s=route_timeout_s)
 

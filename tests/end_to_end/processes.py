@@ -21,6 +21,7 @@ from typing import Self
 
 from tests.forked import ROOT as ROOT
 from tests.forked import Child, ForkServer
+from tests.paced import CODE, Pace
 
 READY_S = 120.0
 """How long a node may take on a busy machine."""
@@ -31,6 +32,8 @@ class ProcessPool:
 
     def __init__(self, folder: Path, server: ForkServer) -> None:
         self.folder, self._server = folder, server
+        self.pace = Pace(folder / "pace")
+        """Of all its processes."""
         self._nodes: list[NodeProcess] = []
 
     def start(
@@ -40,7 +43,8 @@ class ProcessPool:
         log = self.folder / f"{name}.stderr"
         own = {**os.environ, "XDG_CACHE_HOME": str(self.folder / "cache"), **(environment or {})}
         with log.open("ab") as errors:
-            child = self._server.popen(arguments, stderr=errors, text=False, environment=own, network=network)
+            words = [CODE, self.pace.file, *arguments]
+            child = self._server.popen(words, kind="code", stderr=errors, text=False, environment=own, network=network)
         node = NodeProcess(name=name, log=log, _child=child)
         self._nodes.append(node)
         return node

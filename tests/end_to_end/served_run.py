@@ -148,7 +148,7 @@ class ServedRun:
         return after
 
     async def _until_answered(self, version: int) -> None:
-        async with asyncio.timeout(60.0):
+        async with asyncio.timeout(180.0):
             while not any(version in answer.versions for answer in self.answers):
                 self._has_answered.clear()
                 await self._has_answered.wait()

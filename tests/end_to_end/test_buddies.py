@@ -28,7 +28,7 @@ STEPS, DEATH = 6, 3
 
 async def held_by(members: Members) -> int:
     """The version that the stages hold together, once there is one."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             held = [one for stage in await members.look() for one in stage.status.held]
             if found := whole_versions(held):

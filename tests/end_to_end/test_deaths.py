@@ -52,7 +52,7 @@ def test_hops_are_killed_at_once_between_two_tokens(swarm: LocalSwarm, hops: tup
             victims = [swarm.on_route(journey, hop) for hop in hops]
             for victim in victims:
                 os.kill(victim.pid, signal.SIGKILL)
-            assert all(victim.has_ended(10.0) and victim.code == -signal.SIGKILL for victim in victims)
+            assert all(victim.has_ended(60.0) and victim.code == -signal.SIGKILL for victim in victims)
 
     swarm.check(swarm.prompt(SEED + 200), kill)
 

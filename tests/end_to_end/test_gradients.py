@@ -282,7 +282,7 @@ def kill_in_backward(wire: WireSwarm, hop: int) -> ToyNode:
 
     def die(*arguments: Any, **options: Any) -> Any:
         server, node.server = node.server, None
-        wire._loop.submit(server.stop(0)).result(10)
+        wire._loop.submit(server.stop(0)).result(60)
         raise InternalError("nothing hears this")
 
     stage.backward = die

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from protocols.defaults import ROUTE_TIMEOUT_S
 from protocols.errors import NoRouteError
 from tests.end_to_end.local_swarm import LocalSwarm
 
@@ -22,7 +23,7 @@ def kill_all(swarm: LocalSwarm) -> None:
     """Every replica of the last hop."""
     for node in swarm.replicas(LAST):
         os.kill(node.pid, signal.SIGKILL)
-    assert all(node.has_ended(10.0) for node in swarm.replicas(LAST))
+    assert all(node.has_ended(60.0) for node in swarm.replicas(LAST))
 
 
 def test_the_error_names_the_missing_blocks_and_what_would_help(swarm: LocalSwarm) -> None:
@@ -31,8 +32,8 @@ def test_the_error_names_the_missing_blocks_and_what_would_help(swarm: LocalSwar
 
     def kill(number: int, journey: Any) -> None:
         if number == 5:
-            kill_all(swarm)
             killed_at_s[0] = time.monotonic()
+            kill_all(swarm)
 
     try:
         with pytest.raises(NoRouteError, match=rf"blocks {BLOCKS} of llama.*swarm node \S*llama --blocks {BLOCKS}"):
@@ -41,7 +42,7 @@ def test_the_error_names_the_missing_blocks_and_what_would_help(swarm: LocalSwar
         model.close()
     took_s = time.monotonic() - killed_at_s[0]
     print(f"the error came after {took_s:.1f} s")
-    assert route_timeout_s - 1 < took_s < route_timeout_s + 4
+    assert route_timeout_s <= took_s < ROUTE_TIMEOUT_S - 10, "it waited for a replica to come, and not for longer than was said"
 
 
 def test_the_same_call_goes_on_when_a_node_joins_in_time(swarm: LocalSwarm) -> None:

@@ -39,17 +39,19 @@ def test_the_coordinator_is_killed_the_next_one_leaves_and_the_run_is_the_undist
             words = ["train", str(run_file), *peer, "--out", str(tmp_path / name), *SHARED, str(tmp_path / f"data-{name}")]
             return pool.start(name, words)
 
-        both = [trainer("one"), trainer("two")]
-        for process in both:
-            process.wait_for("trainer")
-        leader, other = sorted(both, key=lambda process: "works for" in process.said["trainer"])
-        leader.wait_for("version")
-        assert leader.end(signal.SIGKILL) == -9
-        other.wait_for("version")
-        page_where(other.said["metrics"], lambda page: page.labels(f"{STAGE}_count", "stage") == {"G1", "G2", "G3", "G6", "G8"})
-        for node in nodes:
-            page_where(node.said["metrics"], lambda page: page.labels(f"{STAGE}_count", "stage") == {"G4", "G5", "G7", "G9"})
-        assert other.end(signal.SIGINT) == 0
+        with pool.pace.slow():
+            both = [trainer("one"), trainer("two")]
+            for process in both:
+                process.wait_for("trainer")
+            leader, other = sorted(both, key=lambda process: "works for" in process.said["trainer"])
+            leader.wait_for("version")
+            assert leader.end(signal.SIGKILL) == -9
+            other.wait_for("version")
+            stages = {"G1", "G2", "G3", "G6", "G8"}
+            page_where(other.said["metrics"], lambda page: page.labels(f"{STAGE}_count", "stage") == stages)
+            for node in nodes:
+                page_where(node.said["metrics"], lambda page: page.labels(f"{STAGE}_count", "stage") == {"G4", "G5", "G7", "G9"})
+            assert other.end(signal.SIGINT) == 0
         trainer("three").wait_for("trained")
         for node in nodes:
             assert node.end(signal.SIGINT) == 0

@@ -10,10 +10,12 @@ from typing import Any
 from scripts.run_files import write_run
 from tests.end_to_end.processes import NodeProcess, ProcessPool
 
-STEPS = 60
+STEPS, EVERY = 60, 5
+"""EVERY: steps from one checkpoint to the next."""
+
 FIELDS: dict[str, object] = {
     "training.steps": STEPS, "training.batch_tokens": 64, "training.micro_batch_sequences": 2, "optimizer.lr": 1e-3,
-    "schedule.warmup_steps": 2, "evaluation.every_steps": 0, "checkpoint.every_steps": 5,
+    "schedule.warmup_steps": 2, "evaluation.every_steps": 0, "checkpoint.every_steps": EVERY,
 }  # fmt: skip
 
 

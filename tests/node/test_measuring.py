@@ -81,13 +81,21 @@ def test_a_reader_that_says_nothing_is_cut_off_and_no_more_than_some_are_let_in(
     with served(registry, ("127.0.0.1", 0), reader_s=0.5) as url, contextlib.ExitStack() as connected:
         port = int(url.rpartition(":")[2].partition("/")[0])
         silent = [
-            connected.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(MAX_READERS + 3)
+            connected.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(MAX_READERS + 3)
         ]
-        silent[0].sendall(b"GET /metr")
-        assert [one.recv(1) for one in silent] == [b""] * len(silent), "each of them was closed"
-        deadline_s = time.monotonic() + 30
+        with contextlib.suppress(ConnectionError):  # if this process is late, it is cut off already
+            silent[0].sendall(b"GET /metr")
+        assert [said_to(one) for one in silent] == [b""] * len(silent), "each of them was closed"
+        deadline_s = time.monotonic() + 60
         while not answers(url):  # the last place is free a moment after its reader is cut off
             assert time.monotonic() < deadline_s
+
+
+def said_to(reader: socket.socket) -> bytes:
+    """A byte, or none if it was closed."""
+    with contextlib.suppress(ConnectionError):
+        return reader.recv(1)
+    return b""
 
 
 def answers(url: str) -> bool:
@@ -101,7 +109,7 @@ def test_readers_beyond_the_places_are_closed_at_once_and_the_others_are_answere
     with served(CollectorRegistry(), ("127.0.0.1", 0), reader_s=60) as url, contextlib.ExitStack() as connected:
         port = int(url.rpartition(":")[2].partition("/")[0])
         silent = [
-            connected.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(MAX_READERS + 1)
+            connected.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)) for _ in range(MAX_READERS + 1)
         ]
         assert silent[-1].recv(1) == b"", "no place was left for the last one"
         silent[0].sendall(b"GET /metrics HTTP/1.0\r\n\r\n")

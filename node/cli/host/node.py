@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 LAST_RESORT_S = 4.5
 """After the signal: a thread that reads or loads weights cannot be interrupted, so the process ends around it."""
 
+LOOK_S = 0.1
+"""Between two looks at whether that time is over."""
+
 
 def run(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = None) -> NoReturn:
     """Serve until Ctrl-C, SIGTERM or SIGHUP, then end the process; raises what kept the node from serving. run: it trains in that."""
@@ -84,7 +87,7 @@ def host(
         else:
             with Switching(config.train_hours) as switching:
                 await run_node(config, switching.heard(hear), progress.show, waits, switching.switch)
-        _last_resort(last_resort_s())  # an operator has ordered it: the rest of this process ends as by a signal
+        _LastResort(last_resort_s())  # an operator has ordered it: the rest of this process ends as by a signal
 
     with (
         following(otlp, "node", config.name) as telemetry,
@@ -185,7 +188,7 @@ def run_until_signalled(
     with contextlib.ExitStack() as ending:
 
         def on_signal() -> None:
-            ending.callback(_last_resort(last_resort_s()).cancel)
+            ending.callback(_LastResort(last_resort_s()).cancel)
 
         asyncio.run(_until_signalled(serve, on_signal))
 
@@ -216,12 +219,23 @@ async def _until_signalled(serve: Callable[[], Coroutine[object, object, None]],
             raise
 
 
-def _last_resort(after_s: float) -> threading.Timer:
-    """End the process then, whatever goes on."""
-    timer = threading.Timer(after_s, _give_up)
-    timer.daemon = True
-    timer.start()
-    return timer
+class _LastResort(threading.Thread):
+    """Ends the process after so many seconds, whatever goes on. Those in which it did not run itself do not count."""
+
+    def __init__(self, after_s: float) -> None:
+        super().__init__(name="last resort", daemon=True)
+        self._left_s, self._is_cancelled = after_s, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while self._left_s > 0:
+            if self._is_cancelled.wait(LOOK_S):
+                return
+            self._left_s -= LOOK_S
+        _give_up()
+
+    def cancel(self) -> None:
+        self._is_cancelled.set()
 
 
 def _give_up() -> None:

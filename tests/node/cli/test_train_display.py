@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_ends_the_process_with_the_cursor_shown() -> None:
             shown += until(ours, "closing")
             process.send_signal(signal.SIGINT)
             shown += until(ours, SHOWN)
-            assert process.wait(10) == 130
+            assert process.wait(60) == 130
         finally:
             process.kill()
             os.close(ours)

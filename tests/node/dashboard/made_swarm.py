@@ -107,12 +107,12 @@ def serving(source: MadeSource, more: Callable[[Dashboard], None] = lambda dashb
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()
-    assert is_warm.wait(20)
+    assert is_warm.wait(60)
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}{page.PAGE}/"
     finally:
         made.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listening.close()
 
 

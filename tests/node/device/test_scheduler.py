@@ -223,7 +223,7 @@ def test_close_wakes_the_thread_that_waits_for_work() -> None:
     thread = threading.Thread(target=lambda: taken.append(queue.scheduler.take()))
     thread.start()
     queue.scheduler.close(queue.host)
-    thread.join(5)
+    thread.join(60)
     assert taken == [None]
 
 
@@ -262,9 +262,9 @@ def test_requests_of_many_threads_are_each_run_to_their_end_and_in_their_session
     for thread in (runner, *threads):
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     queue.scheduler.close(queue.host)
-    runner.join(10)
+    runner.join(60)
     assert not runner.is_alive() and len(finished) == 600
     order = {id(each): number for number, each in enumerate(finished)}
     for requests in sessions:

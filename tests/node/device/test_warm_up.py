@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +26,9 @@ HOSTED, PART = Span(0, 4), Span(1, 3)
 class Capturing(ToyEngine):
     """An engine with `num_graphs` graphs to capture, each in `slow_s` seconds."""
 
+    now_s = 0.0
+    """As the device's thread reads it."""
+
     def __init__(self, span: Span, num_graphs: int, slow_s: float = 0.0) -> None:
         super().__init__(span)
         self.num_left, self.slow_s, self.num_asked = num_graphs, slow_s, 0
@@ -33,12 +36,18 @@ class Capturing(ToyEngine):
         """Set when a call to `warm_up` leaves no graph to capture."""
 
     def warm_up(self) -> bool:
-        time.sleep(self.slow_s)
+        Capturing.now_s += self.slow_s
         self.num_asked += 1
         self.num_left = max(0, self.num_left - 1)
         if not self.num_left:
             self.is_asked.set()
         return self.num_left > 0
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm-up takes as long as it says, however late this process is."""
+    monkeypatch.setattr(thread, "time", SimpleNamespace(perf_counter=lambda: Capturing.now_s))
 
 
 async def asked(engine: Capturing) -> None:

@@ -234,7 +234,7 @@ async def test_while_a_span_is_loaded_the_old_one_serves_and_both_are_announced(
 
     node.mover.make = slowly
     looking = asyncio.create_task(node.mover.look())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while node.spans != ["2:4 serving", "0:2 joining"]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert node.record.state == "serving" and node.mover.host is not None and not node.mover.host.is_draining

@@ -35,7 +35,7 @@ async def followed(switch: PauseSwitch) -> AsyncIterator[asyncio.Queue[tuple[boo
     said: asyncio.Queue[tuple[bool, str]] = asyncio.Queue()
     task = asyncio.create_task(switch.follow(lambda is_paused, reason: said.put_nowait((is_paused, reason))))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             yield said
     finally:
         task.cancel()

@@ -281,7 +281,7 @@ class ToySwarm:
         await self.trainers[-1].start(until)
         return self.trainers[-1]
 
-    async def finished(self, *trainers: TrainerProcess, timeout_s: float = 60.0) -> None:
+    async def finished(self, *trainers: TrainerProcess, timeout_s: float = 180.0) -> None:
         """Until these have ended."""
         async with asyncio.timeout(timeout_s):
             await asyncio.gather(*(trainer.task for trainer in trainers if trainer.task is not None))
@@ -308,7 +308,7 @@ async def toy_swarm(*spans: Span) -> AsyncIterator[ToySwarm]:
             await process.kill()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     ends_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < ends_s, "it did not come true"

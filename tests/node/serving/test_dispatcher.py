@@ -84,7 +84,7 @@ async def test_hosts_of_the_same_blocks_of_several_weights_each_get_their_own_se
         assert torch.allclose(await ask(session, (), [3], row), expected * factor, atol=1e-5)
     assert [engine.forwards for engine in engines.values()] == [1, 1, 1] and [host.num_sessions for host in hosts] == [1, 1, 1]
     node.dispatcher.close(hosts[1])  # of the same blocks as the others
-    late = Session(sessions[1]._router, Links(swarm.pool), swarm.identity, SessionConfig(route_timeout_s=0.5))
+    late = Session(sessions[1]._router, Links(swarm.pool), swarm.identity, SessionConfig(route_timeout_s=2.0))
     with pytest.raises(NoRouteError, match=r"this peer serves toy@.*, the session is for other@cdcdcdcdcdcd"):
         await ask(late, (), [3], row)
     for session in (*sessions, late):

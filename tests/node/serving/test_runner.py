@@ -34,7 +34,7 @@ class Engine(ToyEngine):
 
     def step(self, items: Sequence[tuple[ToyRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         self.entered.set()
-        self.gate.wait(10)
+        self.gate.wait(60)
         if (hidden == POISON).any():
             pieces = hidden[0].split([count for _, count in items])
             for (row, count), piece in zip(items, pieces, strict=True):
@@ -291,7 +291,7 @@ class Capturing(Engine):
 
     def warm_up(self) -> bool:
         self.entered.set()
-        self.gate.wait(10)
+        self.gate.wait(60)
         self.num_captured += 1
         if self.num_captured == 3:
             self.has_captured.set()

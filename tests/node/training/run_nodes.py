@@ -236,7 +236,7 @@ class RunTrainer:
             )
         )
 
-    async def train(self, until: int, within_s: float = 30.0) -> None:
+    async def train(self, until: int, within_s: float = 120.0) -> None:
         """Until the run is at this version."""
         async with asyncio.timeout(within_s):
             await self.turns.train(until)

@@ -18,7 +18,7 @@ from tests.node.runs.test_notes import RUN, version
 from tests.protocols.samples import ALICE
 
 
-async def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -44,7 +44,7 @@ async def pool() -> AsyncIterator[ChannelPool]:
 
 async def test_runs_do_not_wait_for_each_other(pool: ChannelPool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each peer answers only when that of the other run is asked: one after the other, both would be too late."""
-    monkeypatch.setattr(abouts, "ASK_S", 5.0)
+    monkeypatch.setattr(abouts, "ASK_S", 60.0)
     both = asyncio.Barrier(2)
     records = list[PeerRecord]()
     async with contextlib.AsyncExitStack() as stack:

@@ -12,6 +12,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from node import api_keys
+from node.gateway import server
 from tests.browser import Browser
 from tests.end_to_end.processes import ProcessPool
 from tests.families import make_checkpoint
@@ -36,7 +37,7 @@ def peer(pool: ProcessPool) -> str:
 def socket_status(url: str, **headers: str) -> int:
     """What a WebSocket to the page is answered with; 101 = it is open."""
     try:
-        with connect(url.replace("http", "ws") + SOCKET, additional_headers=headers, open_timeout=10):
+        with connect(url.replace("http", "ws") + SOCKET, additional_headers=headers, open_timeout=60):
             return 101
     except InvalidStatus as refused:
         return refused.response.status_code
@@ -81,4 +82,4 @@ def test_pages_of_others_are_refused_and_responses_are_guarded(pool: ProcessPool
     counts = httpx.get(url + "metrics").text
     assert 'path="/page",status="200"' in counts and 'path="/page/' not in counts
     with connect(url.replace("http", "ws") + SOCKET):
-        assert gateway.end(signal.SIGINT, 5.0) == 130, "an open page keeps no gateway from ending"
+        assert gateway.end(signal.SIGINT, 0.75 * server.DRAIN_S) == 130, "an open page keeps no gateway from ending"

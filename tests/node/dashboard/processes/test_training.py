@@ -45,19 +45,19 @@ def test_a_run_is_followed_from_its_curves_to_its_samples(browser: Browser, pool
     peer = node.said["multiaddr"]
     gateway = serve(pool, "gateway", "--peer", peer)
     browser.open(f"{home(gateway)}page/training")
-    browser.until(lambda: version_of(browser) >= 3, 60, "version 3")
+    browser.until(lambda: version_of(browser) >= 3, what="version 3")
     first = version_of(browser)
     assert f"of {STEPS}" in browser.text(".mm-facts")
-    browser.until_text("tokens/s", ".mm-facts", 20)
-    browser.until_text("Who takes part", ".mm-table", 20)
+    browser.until_text("tokens/s", ".mm-facts")
+    browser.until_text("Who takes part", ".mm-table")
     assert "stage" in browser.text("section[aria-label='Run']") and "training" in browser.text("section[aria-label='Run']")
-    browser.until(lambda: "training " in browser.text(".mm-charts"), 30)
+    browser.until(lambda: "training " in browser.text(".mm-charts"))
     assert browser.run("return document.querySelectorAll('.mm-chart canvas').length") == 2
-    browser.until(lambda: "micro-batch" in browser.text("section[aria-label='Run'] .mm-table"), 20, "what each has given")
-    browser.until_text("Samples at version", "section[aria-label='Run']", 40)
+    browser.until(lambda: "micro-batch" in browser.text("section[aria-label='Run'] .mm-table"), what="what each has given")
+    browser.until_text("Samples at version", "section[aria-label='Run']")
     assert "The assert" in browser.text("section[aria-label='Run']")
-    browser.until(lambda: version_of(browser) > first, 30, "a later version")
+    browser.until(lambda: version_of(browser) > first, what="a later version")
     assert "1, 1, 1" in browser.text(".mm-facts"), "who watches is no trainer"
     swarm.node("second", "0:3")
-    browser.until_text("joined", "section[aria-label='Run']", 40)
+    browser.until_text("joined", "section[aria-label='Run']")
     assert browser.faults() == []

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,9 @@ def test_requests_per_minute_are_refused_with_the_time_to_come_again(swarm: Wire
         assert [one.status_code for one in said] == [200, 404, 429]
         assert [one.headers["x-ratelimit-limit-requests"] for one in said] == ["2"] * 3
         assert [one.headers["x-ratelimit-remaining-requests"] for one in said] == ["1", "0", "0"]
-        assert 0 < int(said[2].headers["retry-after"]) <= 60 and said[2].headers["x-ratelimit-reset-requests"] in ("59s", "1m0s")
+        assert 0 < int(said[2].headers["retry-after"]) <= 60 and re.fullmatch(
+            r"\d\ds|1m0s", said[2].headers["x-ratelimit-reset-requests"]
+        )
         error = said[2].json()["error"]
         assert (error["type"], error["code"]) == ("rate_limit_error", "requests_exhausted")
         assert not [name for name in said[2].headers if name.endswith("-tokens")]
@@ -332,7 +335,7 @@ def test_a_request_without_a_key_is_refused_before_its_body_is_read(swarm: WireS
     async def work(gateway: Gateway, client: httpx.AsyncClient) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port or 0)
         writer.write(post(ASK).partition(b"\r\n\r\n")[0] + b"\r\n\r\n{")  # the rest never comes
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401")
         writer.close()
 

@@ -88,7 +88,7 @@ def test_a_signal_lets_running_answers_end(swarm: GatewaySwarm, number: signal.S
     gateway.send_signal(number)
     said += [chunk.choices[0].text for chunk in stream]
     assert "".join(said) == expected
-    assert gateway.has_ended(20)
+    assert gateway.has_ended(60)
     assert gateway.code == (130 if number == signal.SIGINT else -signal.SIGTERM)
     assert "Traceback" not in gateway.log.read_text()
 

@@ -20,9 +20,6 @@ from tests.node.cli.test_flags import PEER
 from tests.node.gateway.processes.conftest import LIMIT_S, GatewaySwarm
 from tests.node.gateway.processes.test_openai_client import NEW, PROMPT, generated
 
-FIRST_S = 20.0
-"""From the start of the command to its first answer, with a small model."""
-
 
 @pytest.fixture
 def pool(tmp_path: Path, fork_server: ForkServer) -> Iterator[ProcessPool]:
@@ -40,11 +37,10 @@ def client_of(started: NodeProcess, key: str = "none") -> OpenAI:
 
 
 def test_one_command_hosts_a_model_and_answers_and_the_next_volunteer_joins(swarm: GatewaySwarm, pool: ProcessPool) -> None:
-    began_s = time.monotonic()
     started = up(pool, str(swarm.checkpoint))
     started.wait_for("address")
     made = client_of(started).completions.create(model="tiny", prompt=PROMPT, max_tokens=NEW)
-    assert made.choices[0].text == generated(swarm) and time.monotonic() - began_s < FIRST_S
+    assert made.choices[0].text == generated(swarm)
     started.wait_for("ready")
     assert started.said["ready"] == "tiny" and [line.partition(":")[0] for line in started.lines].count("ready") == 1
     words = shlex.split(started.said["invite"])
@@ -64,7 +60,7 @@ def test_a_signal_lets_answers_end_and_the_node_leaves_after_them(swarm: Gateway
     started.send_signal(signal.SIGINT)
     said += [chunk.choices[0].text for chunk in stream]
     assert "".join(said) == generated(swarm, new=200)
-    assert started.has_ended(20) and started.code == 0
+    assert started.has_ended(60) and started.code == 0
     started.wait_for("left")
     assert started.lines[-2:] == ["leaving", "left"] and "Traceback" not in started.log.read_text()
 

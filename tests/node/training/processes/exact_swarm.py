@@ -85,7 +85,7 @@ class Swarm:
 
     async def death(self) -> Stage:
         """The next stage that has died."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while True:
                 if dead := next((stage for stage in self.stages if stage.has_died()), None):
                     return dead
@@ -111,7 +111,7 @@ class Swarm:
     async def check(self, version: int) -> None:
         """All that live come to have the state of a single process, and one chain for each unit."""
         expected = alone(version, spec_of(self.steps))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(120):
             while not await self.is_at(version):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         chains: dict[str, set[object]] = {}

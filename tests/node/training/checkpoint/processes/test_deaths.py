@@ -67,7 +67,7 @@ def test_kill_9_at_any_moment_leaves_a_good_checkpoint(moment: str, run: Run, tm
     environment = {**os.environ, "SWARM_FAULT": moment}
     child = fork_server.popen([WRITE, str(run.base.path), str(tmp_path)], kind="code", environment=environment)
     said, failure = child.communicate(timeout=60)
-    assert child.wait(10) == -signal.SIGKILL, said + failure
+    assert child.wait(60) == -signal.SIGKILL, said + failure
     found = folder.newest(run.model.run, run.model.spec)
     expected = 10 if moment in MOMENTS else 20
     assert found is not None and found.version == expected
@@ -87,7 +87,7 @@ def test_a_full_disk_leaves_the_older_checkpoint_good(run: Run, tmp_path: Path, 
     arguments = [FULL, str(run.base.path), str(tmp_path / "disk"), str(3 * one // 2)]
     child = fork_server.popen(arguments, kind="code")
     said, failure = child.communicate(timeout=60)
-    if child.wait(10) == 77:
+    if child.wait(60) == 77:
         pytest.skip("this user may mount no disk of its own")
     assert said, failure
     told = json.loads(said)
