@@ -42,7 +42,7 @@ def test_a_micro_batch_and_its_version_pass_g1_to_g9_in_order(
         words = ["train", str(run_file), *fewer, *peer, "--out", str(tmp_path / "runs"), *shared, str(tmp_path / "trainer")]
         trainer = pool.start("trainer", words, traced)
         trainer.wait_for("trained")
-        assert trainer.has_ended(10) and trainer.code == 0
+        assert trainer.has_ended(60) and trainer.code == 0
         for node in nodes.values():
             assert node.end(signal.SIGINT) == 0
     names = {node.pid: name for name, node in nodes.items()}

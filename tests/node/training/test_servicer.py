@@ -513,6 +513,7 @@ async def test_a_client_that_sends_no_gradient_is_dropped_after_a_while_and_may_
         node.servicer._counts.limits = PassLimits(client_s=0.5, per_client=1)
         async with PassCall(pool, of_client((node.hop(),), torch.zeros(2, 5, H))) as call:
             with pytest.raises(PassError, match=r"not done within 0\.5 s"):
+                await call.output()
                 await call.result()
         await until(lambda: node.servicer.num_passes == 0)
     assert_sums([node], {})
