@@ -1,4 +1,4 @@
-"""Nodes whose forwards take as long as a test says, so that answers last.
+"""Nodes whose forwards are slow if a test says so.
 
 A test that does something in the middle of an answer, or of a run, is late on a busy machine. While `Pace.slow` is on, each forward of the
 processes of a pool waits so long, those of training, too, and the answer is not over before that was done.
