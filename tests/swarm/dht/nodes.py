@@ -20,12 +20,12 @@ from swarm.peer.keys import Keys
 
 
 @contextlib.asynccontextmanager
-async def members(count: int, swarm: str = "") -> AsyncIterator[list[Dht]]:
+async def members(count: int, swarm: str = "", clock: Clock = SYSTEM) -> AsyncIterator[list[Dht]]:
     """`count` full members; each has joined by the first. swarm: they keep what belongs to it; "" = anything that is signed."""
     async with contextlib.AsyncExitStack() as stack:
         found: list[Dht] = []
         for _ in range(count):
-            found.append(await stack.enter_async_context(member(swarm=swarm)))
+            found.append(await stack.enter_async_context(member(swarm=swarm, clock=clock)))
             if len(found) > 1:
                 await found[-1].join(address_of(found[0]))
         yield found

@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,13 @@ from swarm.directory import directory as module
 from swarm.directory.directory import Directory
 from tests.hosting import hosted
 from tests.swarm.dht.nodes import members
+from tests.virtual_time import Shifted
 
 MODEL = ModelId("tiny", "a" * 64)
 
 
-def directory(dht: Dht, swarm: str = "test") -> Directory:
-    return Directory(swarm, dht._identity.peer_id, dht)
+def directory(dht: Dht, swarm: str = "test", **more: Any) -> Directory:
+    return Directory(swarm, dht._identity.peer_id, dht, **more)
 
 
 def record(dht: Dht, span: str, **changes: object) -> PeerRecord:
@@ -65,18 +67,26 @@ async def test_a_change_is_pushed_at_once() -> None:
 
 
 async def test_an_announcement_is_renewed_before_it_expires() -> None:
-    async with members(2) as (one, two):
-        here = Directory("test", one._identity.peer_id, one, life_s=1.5, renew_s=0.4)
-        looking, began = directory(two), time.monotonic()
-        await here.announce(lambda: record(one, "0:4"), ["tiny"])
-        while time.monotonic() - began < 2.5:  # longer than a life: that it lasts is the thing under test
+    time_passes, said = Shifted(), list[float]()
+    clock = time_passes.clock()
+    async with members(2, clock=clock) as (one, two):
+        here, looking = directory(one, clock=clock, life_s=60.0, renew_s=0.1), directory(two, clock=clock)
+
+        def make() -> PeerRecord:
+            said.append(time_passes.ahead_s)
+            return record(one, "0:4")
+
+        await here.announce(make, ["tiny"])
+        for minutes in (0.0, 0.6, 1.2, 1.8):  # together longer than a life
+            time_passes.ahead_s = minutes * 60
+            async with asyncio.timeout(60):
+                while said.count(time_passes.ahead_s) < 2:  # noqa: ASYNC110  (then the first of them is stored)
+                    await asyncio.sleep(0.01)
             assert len((await looking.snapshot("tiny")).peers) == 1
-            await asyncio.sleep(0.1)
         assert here._renewing
         here._renewing.cancel()  # as a death would
-        async with asyncio.timeout(60):
-            while (await looking.snapshot("tiny")).peers:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        time_passes.ahead_s += 61
+        assert not (await looking.snapshot("tiny")).peers
 
 
 async def test_swarms_and_models_do_not_mix() -> None:
