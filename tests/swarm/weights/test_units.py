@@ -36,7 +36,7 @@ from swarm.weights.terms import Options, Report
 from swarm.weights.uploader import Uploader
 from tests.swarm.weights.parts import Liar, LocalSwarm, Model, local_swarm
 
-QUICK = Options(progress_timeout_s=20, stall_s=10)
+QUICK = Options(progress_timeout_s=50, stall_s=20)
 CONFIG: dict[str, Any] = dict(
     vocab_size=64,
     hidden_size=256,
@@ -257,7 +257,7 @@ def test_a_part_that_is_here_needs_no_disk_space_in_another_process(
             usage, parts = shutil.disk_usage(tmp_path), parts_of(Expert(1, 3), source.stored)
             if limit == "disk":
                 monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
-            options = Options(progress_timeout_s=20, stall_s=10, disk_bytes=1 << 20 if limit == "--disk-gb" else 0)
+            options = Options(progress_timeout_s=50, stall_s=20, disk_bytes=1 << 20 if limit == "--disk-gb" else 0)
             again = await fetch_parts(parts, source.cache(tmp_path), here.pool, here.sources, options)
             assert again.fetched_bytes == 0 and again.resumed_bytes == first.total_bytes
             with pytest.raises(DiskFullError):
@@ -302,7 +302,7 @@ def test_a_liars_piece_of_an_expert_is_refused_and_comes_from_another(sources: d
         async with local_swarm() as here:
             false = await here.start(source.served, liar, shelf=source.shelf())
             cache = source.cache(tmp_path)
-            options = Options(progress_timeout_s=20, stall_s=10, on_warning=lambda text: lied.set())
+            options = Options(progress_timeout_s=50, stall_s=20, on_warning=lambda text: lied.set())
             parts = parts_of(Expert(0, 5), source.stored)
             fetching = asyncio.create_task(fetch_parts(parts, cache, here.pool, here.sources, options))
             await lied.wait()

@@ -77,7 +77,7 @@ def line(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
     add_byte_tokenizer(path)
     first, address = loop.run(start(path, Span(0, 2), (), data_dir))
     second, _ = loop.run(start(path, Span(2, 5), (address,), data_dir))
-    yield Line(path, address, dict(peers=address, cache_dir=data_dir / "digests", patience_s=20))
+    yield Line(path, address, dict(peers=address, cache_dir=data_dir / "digests", patience_s=60))
 
     async def stop() -> None:
         for task in (first, second):
@@ -167,14 +167,16 @@ def test_a_command_that_is_told_to_stop_ends_its_session(
     try:
         assert asking.stdout is not None
         first = asking.stdout.read(1)
+        asking.send_signal(signal.SIGSTOP)  # or its answer may be over before the sessions are counted
         before = num_sessions()
         asking.send_signal(number)
+        asking.send_signal(signal.SIGCONT)
         _, said = asking.communicate(timeout=60)
     finally:
         asking.kill()
     assert first and before, (asking.returncode, said)
     assert asking.returncode == -number and b"error" not in said and b"Traceback" not in said, said
-    wait_until_no_session(RESUME_S / 3)
+    wait_until_no_session(RESUME_S * 2 / 3)
 
 
 def wait_until_no_session(within_s: float) -> None:

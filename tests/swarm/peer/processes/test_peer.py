@@ -46,7 +46,7 @@ def record(peer: Peer) -> PeerRecord:
     )
 
 
-async def eventually(condition: object, timeout_s: float = 15.0) -> None:
+async def eventually(condition: object, timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # type: ignore[operator]  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -161,7 +161,7 @@ async def test_a_node_with_dead_bootstraps_serves_says_so_and_joins_when_one_com
 
 
 async def test_a_client_without_a_live_peer_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "JOIN_S", 0.8)
+    monkeypatch.setattr(module, "JOIN_S", 4.0)
     with pytest.raises(PeerUnreachableError, match="/tcp/1/p2p/") as caught:
         async with client(f"/ip4/127.0.0.1/tcp/1/p2p/{keys.fresh().identity.peer_id}"):
             pass
@@ -175,7 +175,7 @@ async def test_a_client_asks_by_grpc_and_measures_the_round_trip(tmp_path: Path)
             (found,) = (await asking.directory.snapshot("tiny")).peers
             assert found.addresses == node.addresses and found.certificate == node.certificate
             assert (await asking.hello(found.peer, found.addresses, found.certificate)).name == "attic"
-            assert 0 < asking.round_trips_ms[node.peer_id] < 5_000
+            assert 0 < asking.round_trips_ms[node.peer_id] < 60_000
             assert (asking.multiaddrs, asking.addresses, asking.certificate) == ((), (), b"")
 
 
@@ -202,15 +202,16 @@ def test_a_config_that_makes_no_sense_is_refused() -> None:
 
 
 async def test_an_address_counts_when_another_peer_has_reached_it(tmp_path: Path) -> None:
-    quick = functools.partial(PeerConfig, data_dir=tmp_path, dial_back_s=0.5)  # how long each of the two tries the closed port
+    quick = functools.partial(PeerConfig, data_dir=tmp_path, dial_back_s=2.0)  # how long each of the two tries the closed port
     async with Peer(quick()) as first:
         await first.directory.announce(lambda: record(first), ["tiny"])
         assert await first.verify() is None and record(first).reachable is None
         async with Peer(quick(bootstrap=first.multiaddrs)) as second:
             await second.directory.announce(lambda: record(second), ["tiny"])
             await eventually(lambda: first.reachable and second.reachable)
-            seen = (await second.directory.snapshot("tiny")).peers
-            assert [peer.reachable for peer in seen] == [True, True]  # pushed at once
+            async with asyncio.timeout(RECORD_RENEW_S - 5):  # pushed, not renewed
+                while [one.reachable for one in (await second.directory.snapshot("tiny")).peers] != [True, True]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
             closed = PeerConfig(data_dir=tmp_path, bootstrap=first.multiaddrs, announce=("127.0.0.1", 1))
             async with Peer(closed) as hidden:
                 await eventually(lambda: hidden.reachable is False)
@@ -367,8 +368,8 @@ async def test_kill_9_leaves_no_orphan_and_no_file_that_a_start_does_not_sweep(
 ) -> None:
     started, pids, files = process
     started.kill()
-    started.wait(10)
-    await eventually(lambda: not any(map(is_running, pids)), 5.0)
+    started.wait(60)
+    await eventually(lambda: not any(map(is_running, pids)))
     sockets.sweep(min_age_s=0.0)
     assert not any(file.exists() for file in files)
 
