@@ -37,6 +37,7 @@ from tests.swarm.inference.toy import (
     ToySwarm,
     ask,
     fresh_seed,
+    hurry,
     random_tokens,
     reference,
     until,
@@ -63,7 +64,7 @@ class HeldEngine(ToyEngine):
 
     def step(self, items: Any, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         self.entered.set()
-        self.release.wait(20)
+        self.release.wait(60)
         return super().step(items, hidden, positions)
 
 
@@ -237,12 +238,13 @@ async def test_a_node_without_a_place_for_one_more_session_refuses_and_a_replica
 
 async def test_if_memory_is_short_the_client_that_holds_most_gives_way(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4, limit_tokens=100)
-    greedy = [swarm.session(route_timeout_s=0.3) for _ in range(2)]
+    greedy = [swarm.session() for _ in range(2)]
     for session in greedy:
         await ask(session, (), [40], random_tokens(40))
+        hurry(session, 0.3)
     other = ToySwarm()
     other.nodes.append(node)
-    modest = other.session(route_timeout_s=0.3)
+    modest = other.session(route_timeout_s=3.0)
     with contextlib.suppress(Exception):
         await ask(modest, (), [30], random_tokens(30))
     assert node.engine.used_bytes == 80  # it got nothing, and is remembered

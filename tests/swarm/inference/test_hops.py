@@ -151,7 +151,7 @@ async def test_a_session_opened_anew_while_it_closes_is_a_new_session(swarm: Toy
     give_back = node.engine.close
 
     def slowly(row: ToyRow) -> None:
-        release.wait(10)
+        release.wait(60)
         give_back(row)
 
     node.engine.close = slowly  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ from swarm.inference.client.session import Session, SessionConfig
 from swarm.inference.hop.hops import HopLimits
 from swarm.streams.links import Links
 from swarm.streams.message_stream import MessageStream
-from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, random_tokens, reference, until
+from tests.swarm.inference.toy import ToySwarm, ask, fresh_seed, hurry, random_tokens, reference, until
 
 HALVES = [(0, 2), (2, 4)]
 
@@ -132,9 +132,10 @@ async def test_deaths_at_random_moments_change_no_token(swarm: ToySwarm, case: i
 async def test_without_a_spare_the_error_names_the_blocks_and_what_would_help(swarm: ToySwarm) -> None:
     await swarm.serve(0, 2)
     last = await swarm.serve(2, 4)
-    session = swarm.session(route_timeout_s=1.5)
+    session = swarm.session()
     await ask(session, (), [1], random_tokens(1))
     await last.kill()
+    hurry(session, 1.5)
     with pytest.raises(NoRouteError, match=r"blocks 2:4.*swarm node toy --blocks 2:4"):
         await ask(session, (), [1], random_tokens(1))
     await session.close()
@@ -180,7 +181,7 @@ async def test_the_end_of_a_hop_left_out_is_not_taken_for_a_loss_of_the_new_one(
     small = await swarm.serve(0, 4, limit_tokens=3)
     tokens, session = (
         random_tokens(6),
-        Session(swarm.router, SlowToDial(swarm.pool), swarm.identity, SessionConfig(route_timeout_s=10)),
+        Session(swarm.router, SlowToDial(swarm.pool), swarm.identity, SessionConfig(route_timeout_s=60)),
     )
     before = await one_by_one(session, tokens[:3])
     await swarm.serve(0, 4)
@@ -211,11 +212,11 @@ class SlowToGiveUp(Links):
 
 async def test_close_awaits_the_end_of_a_repair(swarm: ToySwarm) -> None:
     doomed, links = await swarm.serve(0, 4), SlowToGiveUp(swarm.pool)
-    session = Session(swarm.router, links, swarm.identity, SessionConfig(route_timeout_s=10))
+    session = Session(swarm.router, links, swarm.identity, SessionConfig(route_timeout_s=60))
     await ask(session, (), [1], random_tokens(1))
     await swarm.serve(0, 4)
     await doomed.kill()
-    await asyncio.wait_for(links.is_dialling.wait(), 10)
+    await asyncio.wait_for(links.is_dialling.wait(), 60)
     await session.close()
     assert links.has_ended
 
@@ -272,7 +273,7 @@ async def test_chunks_of_one_prompt_are_in_flight_on_several_hops_at_once(swarm:
         return output
 
     def waiting(*args: Any) -> Tensor:
-        assert third_chunk.wait(20), "the first hop waited for the last one"
+        assert third_chunk.wait(60), "the first hop waited for the last one"
         output: Tensor = step_of_last(*args)
         return output
 
@@ -307,13 +308,14 @@ async def test_concurrent_sessions_share_forwards(swarm: ToySwarm) -> None:
 async def test_a_step_that_waited_too_long_goes_to_a_replica(swarm: ToySwarm) -> None:
     """The first node is held up for longer than the step's budget; the second answers, and nothing is computed twice."""
     held = await swarm.serve(0, 4)
-    tokens, session = random_tokens(3), swarm.session(route_timeout_s=2.5)
+    tokens, session = random_tokens(3), swarm.session()
     before = await one_by_one(session, tokens[:2])
+    hurry(session, 2.5)
     entered, release, step_of_held = threading.Event(), threading.Event(), held.engine.step
 
     def held_step(*args: object) -> object:
         entered.set()
-        return step_of_held(*args) if release.wait(20) else None
+        return step_of_held(*args) if release.wait(60) else None
 
     held.engine.step = held_step
     blocker = swarm.session()
@@ -359,7 +361,7 @@ async def test_every_hop_says_how_long_it_had_a_step(swarm: ToySwarm) -> None:
     prompt, later = times
     assert [hop.index for hop in prompt.hops] == [0, 1] * 3 and [hop.index for hop in later.hops] == [0, 1]
     assert [hop.span for hop in later.route] == [Span(0, 2), Span(2, 4)]
-    assert prompt.route_ms > later.route_ms == pytest.approx(0, abs=1) and (prompt.num_tokens, later.num_tokens) == (20, 1)
+    assert prompt.route_ms > later.route_ms and (prompt.num_tokens, later.num_tokens) == (20, 1)
     for hop in (*prompt.hops, *later.hops):
         assert 0 < hop.compute_ms < hop.total_ms and 0 <= hop.queue_ms < hop.total_ms
     assert sum(hop.total_ms for hop in later.hops) < later.wait_ms
@@ -373,17 +375,17 @@ async def test_a_step_that_waits_for_another_one_says_so(swarm: ToySwarm) -> Non
 
     def held_step(*args: object) -> object:
         entered.set()
-        return step_of_held(*args) if release.wait(20) else None
+        return step_of_held(*args) if release.wait(60) else None
 
     held.engine.step = held_step
     blocker = asyncio.create_task(first.step((), (1,), compression.pack(random_tokens(1))))
     await until(entered.is_set)
     late = asyncio.create_task(second.step((), (1,), compression.pack(random_tokens(1))))
     await until(lambda: len(held.host.runner.queue.waiting) == 1)
-    await asyncio.sleep(0.1)  # the time that is measured
+    await asyncio.sleep(2)  # the time that is measured: longer than anything else here takes on a busy machine
     release.set()
     times = [output.time.hops[0] for output in (await blocker, await late) if output.time]
-    assert times[0].compute_ms > 100 > times[0].queue_ms and times[1].queue_ms > 100 > times[1].compute_ms
+    assert times[0].compute_ms > 1_900 > times[0].queue_ms and times[1].queue_ms > 1_900 > times[1].compute_ms
     await asyncio.gather(first.close(), second.close())
 
 

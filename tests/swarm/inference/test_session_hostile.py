@@ -17,7 +17,7 @@ from protocols.ids import Span
 from protocols.inference import Attach, Expect, HopLost, Open, Reply, Step
 from swarm.streams.message_stream import MessageStreamLimits
 from tests.swarm.inference.probe import FakeHop, Line
-from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, random_tokens, reference, until
+from tests.swarm.inference.toy import WIDTH, ToySwarm, ask, hurry, random_tokens, reference, until
 
 WHOLE = [(0, 4)]
 
@@ -113,8 +113,9 @@ async def test_of_an_epoch_only_the_first_loss_is_told_and_of_the_next_one_again
 
 async def test_a_session_that_has_failed_looks_for_no_route_any_more(swarm: ToySwarm) -> None:
     node = await swarm.serve(0, 4)
-    session = swarm.session(route_timeout_s=0.2)
+    session = swarm.session()
     await ask(session, (), [1], random_tokens(1))
+    hurry(session, 0.2)
     await node.kill()
     with pytest.raises(NoRouteError):
         await ask(session, (), [1], random_tokens(1))
@@ -176,7 +177,7 @@ async def test_a_leg_that_is_let_go_while_it_opens_and_is_then_cancelled_keeps_n
 async def test_losses_far_apart_each_have_their_own_patience(swarm: ToySwarm) -> None:
     """Idle time between two deaths must not count as waiting for a route."""
     nodes = [await swarm.serve(0, 4), await swarm.serve(0, 4), await swarm.serve(0, 4)]
-    session, tokens = swarm.session(route_timeout_s=2), random_tokens(2)
+    session, tokens = swarm.session(route_timeout_s=30), random_tokens(2)
     first = await ask(session, (), [1], tokens[:1])
     for count in (1, 2):
         peer = session.route[0].peer

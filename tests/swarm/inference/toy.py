@@ -235,7 +235,7 @@ class ToySwarm:
     def session(
         self,
         *,
-        route_timeout_s: float = 10.0,
+        route_timeout_s: float = 60.0,
         chunk_tokens: int = 128,
         stall_s: float = 5.0,
         silence_s: float = 60.0,
@@ -251,6 +251,11 @@ class ToySwarm:
         await self.pool.close()
         for node in self.nodes:
             await node.kill()
+
+
+def hurry(session: Session, route_timeout_s: float) -> None:
+    """From now on it waits for a route for so long: the ones before had time, on any machine."""
+    object.__setattr__(session._config, "route_timeout_s", route_timeout_s)
 
 
 async def ask(
