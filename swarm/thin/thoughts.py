@@ -66,7 +66,7 @@ class ThoughtReader:
         if not is_far and text.startswith(begin):
             self._held, self._step, self._drops_blanks = text[len(begin) :], self._think, True
         elif is_far or not begin.startswith(text):
-            self._step = self._say
+            self._step, self._drops_blanks = self._say, self._form.is_over
         yield from ()
 
     def _think(self) -> Iterator[Thought]:

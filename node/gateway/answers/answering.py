@@ -61,7 +61,7 @@ class Answering:
         check_tools(request.tools, template)
         form = form_of(request, template)
         began_s = clock.now_s()
-        prompts = [await served.aside(ids_of, served, prompt, request.tools) for prompt in request.prompts]
+        prompts = [await served.aside(ids_of, served, prompt, request.tools, request.effort) for prompt in request.prompts]
         tokenize_s = clock.now_s() - began_s
         for ids in prompts:
             check_length(served, request, ids)

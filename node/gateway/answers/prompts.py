@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from node.gateway.answers.calls import check_tools
+from node.gateway.answers.effort import Effort, variables_of
 from node.gateway.answers.models import ServedModel
 from node.gateway.answers.request import Prompt, Request
 from node.gateway.http.refusal import RefusedError
@@ -16,19 +17,25 @@ MOST_NEW = 4096
 """Longest answer if the request does not say how long it may be."""
 
 
-def ids_of(served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-    """Token ids of a prompt; blocks."""
+def ids_of(
+    served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), effort: Effort | None = None
+) -> list[int]:
+    """Token ids of a prompt; blocks. RefusedError if the model cannot think as it should."""
+    tokenizer = served.model.tokenizer
+    variables = variables_of(effort, None if isinstance(prompt, tuple | str) else tokenizer.chat_template)
     if isinstance(prompt, tuple):
         return list(prompt)
     if isinstance(prompt, str):
-        return served.model.tokenizer.encode(prompt)
-    return templates.ids_of(served.model.tokenizer, prompt, tools)
+        return tokenizer.encode(prompt)
+    return templates.ids_of(tokenizer, prompt, tools, variables)
 
 
-async def num_tokens(served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> int:
-    """Of a prompt, however long it is; the tokenizer's error if it has none."""
+async def num_tokens(
+    served: ServedModel, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), effort: Effort | None = None
+) -> int:
+    """Of a prompt, however long it is; the tokenizer's error if it has none, and as of `ids_of`."""
     check_tools(tools, served.model.tokenizer.chat_template)
-    return len(await served.aside(ids_of, served, prompt, tools))
+    return len(await served.aside(ids_of, served, prompt, tools, effort))
 
 
 def check_ids(served: ServedModel, ids: Sequence[int], param: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from node.gateway.answers.effort import Effort
 from node.gateway.tools.calling import Calling
 from swarm.thin.defaults import Defaults
 from swarm.thin.sampling import TokenSampling
@@ -76,6 +77,9 @@ class Request:
 
     calling: Calling | None = None
     """How the tools are to be called; None = as the model wants, and as it writes it."""
+
+    effort: Effort | None = None
+    """How much the model thinks; None = as it does by itself."""
 
     num_scored: int | None = None
     """Report the log-probability of each token and of so many of the likeliest ones; None = none at all."""

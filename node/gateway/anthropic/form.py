@@ -14,7 +14,7 @@ from node.gateway.http.form import MAX_PARTS, Strict, Text, only
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.calling import Calling, calling_of
 from node.gateway.tools.tools_form import ToolName, flat
-from swarm.thin.tokenizing.templates import Message
+from swarm.thin.tokenizing.templates import Message, thoughts_of
 
 CACHED = ({"type": "ephemeral"}, {"type": "ephemeral", "ttl": "5m"}, {"type": "ephemeral", "ttl": "1h"})
 """Wishes for a cache: no answer depends on them."""
@@ -26,6 +26,9 @@ class TextBlock(Strict):
     cache_control: only(*CACHED) = None  # type: ignore[valid-type]
     citations: only([]) = None  # type: ignore[valid-type]
 
+
+MISPLACED = {"user": ("tool_use", "thinking"), "assistant": ("tool_result",)}
+"""Blocks that have no place in a message of a role."""
 
 Texts = Text | Annotated[list[TextBlock], Field(max_length=MAX_PARTS)]
 
@@ -53,14 +56,22 @@ class ResultBlock(Strict):
     cache_control: only(*CACHED) = None  # type: ignore[valid-type]
 
 
-Block = Annotated[TextBlock | UseBlock | ResultBlock, Field(discriminator="type")]
+class ThinkingBlock(Strict):
+    """What the model has thought, in an earlier answer."""
+
+    type: Literal["thinking"]
+    thinking: Text
+    signature: Text = Field("", description="Not read: an answer's is empty.")
+
+
+Block = Annotated[TextBlock | UseBlock | ResultBlock | ThinkingBlock, Field(discriminator="type")]
 
 
 class Turn(Strict):
     role: Literal["user", "assistant"]
     content: Text | Annotated[list[Block], Field(max_length=MAX_PARTS)]
 
-    def blocks(self) -> list[TextBlock | UseBlock | ResultBlock]:
+    def blocks(self) -> list[TextBlock | UseBlock | ResultBlock | ThinkingBlock]:
         return [TextBlock(type="text", text=self.content)] if isinstance(self.content, str) else self.content
 
 
@@ -122,8 +133,10 @@ def _messages(turn: Turn, param: str, names: dict[str, str]) -> Iterator[Message
     texts = [block for block in blocks if isinstance(block, TextBlock)]
     uses = [block for block in blocks if isinstance(block, UseBlock)]
     results = [block for block in blocks if isinstance(block, ResultBlock)]
-    if (uses and turn.role == "user") or (results and turn.role == "assistant"):
-        kind = "tool_use" if turn.role == "user" else "tool_result"
+    thoughts = "\n".join(block.thinking for block in blocks if isinstance(block, ThinkingBlock))
+    misplaced = [block.type for block in blocks if block.type in MISPLACED[turn.role]]
+    if misplaced:
+        kind = misplaced[0]
         raise RefusedError(
             f"{param}.content: a block of the type {kind} has no place in a message of the {turn.role}", f"{param}.content"
         )
@@ -135,10 +148,15 @@ def _messages(turn: Turn, param: str, names: dict[str, str]) -> Iterator[Message
         yield {"role": "tool", "content": text_of(result.content), "name": name, "tool_call_id": result.tool_use_id}
     names |= {use.id: use.name for use in uses}
     if texts or not results:
-        yield {"role": turn.role, "content": text_of(texts)} | ({"tool_calls": [use.made() for use in uses]} if uses else {})
+        text = text_of(texts)
+        called = {"tool_calls": [use.made() for use in uses]} if uses else {}
+        yield {"role": turn.role, "content": text} | thoughts_of(thoughts, text) | called
 
 
 def _join(first: Message, second: Message) -> None:
+    thoughts = "\n".join(one["reasoning_content"] for one in (first, second) if "reasoning_content" in one)
     first["content"] = "\n".join(text for text in (first["content"], second["content"]) if text)
     if calls := [*first.get("tool_calls", ()), *second.get("tool_calls", ())]:
         first["tool_calls"] = calls
+    first.pop("thinking", None)
+    first |= thoughts_of(thoughts, first["content"])

@@ -6,15 +6,16 @@ Source: https://docs.anthropic.com/en/api/messages, https://docs.anthropic.com/e
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from node.gateway.answers.answer import Called, End, Event, Thinking, Usage
+from node.gateway.answers.answer import Called, End, Event, Piece, Usage
 from node.gateway.answers.answering import Answering
+from node.gateway.answers.effort import NONE, SOME, Effort
 from node.gateway.answers.endpoint import respond
 from node.gateway.answers.gateway import Gateway
 from node.gateway.answers.prompts import num_tokens
@@ -66,6 +67,25 @@ class OutputConfig(Strict):
     task_budget: only() = None  # type: ignore[valid-type]
 
 
+class ThinkingOn(Strict):
+    type: Literal["enabled"]
+    budget_tokens: Whole = Field(ge=1024, le=MOST_TOKENS, description="Is checked, and not kept to.")
+    display: Literal["summarized", "omitted"] | None = Field(
+        None, description="omitted: without thoughts; else they come as they are."
+    )
+
+
+class ThinkingAdaptive(Strict):
+    """As the model does by itself."""
+
+    type: Literal["adaptive"]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class ThinkingOff(Strict):
+    type: Literal["disabled"]
+
+
 class CountBody(Strict):
     """The fields that make the prompt."""
 
@@ -78,13 +98,26 @@ class CountBody(Strict):
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = Field(None, description="The older name of `output_config.format`.")
     speed: only("standard") = None  # type: ignore[valid-type]
-    thinking: only({"type": "disabled"}) = None  # type: ignore[valid-type]
+    thinking: Annotated[ThinkingOn | ThinkingAdaptive | ThinkingOff, Field(discriminator="type")] | None = None
     tool_choice: ToolChoice | None = None
     tools: list[ToolBody] | None = Field(None, max_length=MAX_TOOLS)
 
     def conversation(self) -> list[Message]:
         """RefusedError if the messages do not fit."""
         return conversation_of(self.messages, self.system)
+
+    @property
+    def effort(self) -> Effort | None:
+        """How much the model thinks. What shall not think and cannot but do so, thinks unseen."""
+        if self.thinking is None or isinstance(self.thinking, ThinkingAdaptive):
+            return None
+        is_off = isinstance(self.thinking, ThinkingOff)
+        return Effort(level=NONE if is_off else SOME, param="thinking", is_wish=is_off)
+
+    @property
+    def shows_thoughts(self) -> bool:
+        """They are part of the answer."""
+        return isinstance(self.thinking, ThinkingOn | ThinkingAdaptive) and self.thinking.display != "omitted"
 
     @property
     def choice(self) -> ToolChoice:
@@ -119,8 +152,13 @@ class MessagesBody(CountBody, Drawn):
     service_tier: only("auto", "standard_only") = None  # type: ignore[valid-type]
 
     def request(self) -> Request:
-        """RefusedError for stop texts that are none, a tool that must be called and is not offered, and as of `json_schema`."""
+        """RefusedError for stop texts or a budget that are none, a tool that must be called and is not offered, and as of `json_schema`."""
         schema, param = self.json_schema()
+        if isinstance(self.thinking, ThinkingOn) and self.thinking.budget_tokens >= self.max_tokens:
+            raise RefusedError(
+                f"thinking.budget_tokens is less than max_tokens, got {self.thinking.budget_tokens} and {self.max_tokens}",
+                "thinking.budget_tokens",
+            )
         return Request(
             model=self.model,
             prompts=(self.conversation(),),
@@ -129,6 +167,7 @@ class MessagesBody(CountBody, Drawn):
             calling=self.calling(),
             schema=schema,
             schema_param=param,
+            effort=self.effort,
             picking=Picking(drawn=self.drawn(), seed=self.seed),
             max_new_tokens=self.max_tokens,
             stops=stops_of(self.stop_sequences or (), "stop_sequences"),
@@ -136,16 +175,18 @@ class MessagesBody(CountBody, Drawn):
 
 
 class MessageWriter(Writer):
-    """A message with one block of text, or the events that build it."""
+    """A message with blocks of thoughts, text and calls, or the events that build it."""
 
     stream_type = EVENT_STREAM
 
-    def __init__(self, answering: Answering) -> None:
+    def __init__(self, answering: Answering, shows_thoughts: bool) -> None:
         self._number, self._num_prompt = numbering.number(), answering.usage.num_prompt
         model = answering.request.model
         self._message = {"id": f"msg_{self._number}", "type": "message", "role": "assistant", "model": model}
         self._end: End | None = None
-        self._num_blocks, self._is_in_text = 0, False
+        self._shows_thoughts = shows_thoughts
+        self._num_blocks, self._open = 0, ""
+        """Of blocks that have begun, and the type of the one that has not ended."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -153,7 +194,10 @@ class MessageWriter(Writer):
 
     def whole(self, made: Sequence[Made], usage: Usage) -> bytes:
         (answer,) = made
-        content: list[dict[str, Any]] = [{"type": "text", "text": answer.text}] if answer.text else []
+        content: list[dict[str, Any]] = []
+        if answer.thoughts and self._shows_thoughts:
+            content.append({"type": "thinking", "thinking": answer.thoughts, "signature": ""})
+        content += [{"type": "text", "text": answer.text}] if answer.text else []
         content += [{**_used(call), "input": call.arguments} for call in answer.calls]
         return dumped({**self._message, "content": content, **_ended(answer), "usage": self._usage(usage)})
 
@@ -171,21 +215,27 @@ class MessageWriter(Writer):
         if isinstance(one, End):
             self._end = one
             return b""
-        if isinstance(one, Thinking):
-            return b""
         if isinstance(one, Called):
-            return self._text_ended() + self._call(one.call)
-        start = b"" if self._is_in_text else self._start({"type": "text", "text": ""})
-        self._is_in_text = True
-        return start + self._delta({"type": "text_delta", "text": one.text})
+            return self._ended() + self._call(one.call)
+        if isinstance(one, Piece):
+            return self._more({"type": "text", "text": ""}, {"type": "text_delta", "text": one.text})
+        if not self._shows_thoughts:
+            return b""
+        return self._more({"type": "thinking", "thinking": "", "signature": ""}, {"type": "thinking_delta", "thinking": one.text})
+
+    def _more(self, block: dict[str, Any], delta: dict[str, Any]) -> bytes:
+        """Of the open block, if that is of the same type; else of a new one."""
+        start = b"" if self._open == block["type"] else self._ended() + self._start(block)
+        self._open = block["type"]
+        return start + self._delta(delta)
 
     def _call(self, call: ToolCall) -> bytes:
         """A block of its own."""
         start = self._start({**_used(call), "input": {}})
         return start + self._delta({"type": "input_json_delta", "partial_json": call.text}) + self._stop()
 
-    def _text_ended(self) -> bytes:
-        was, self._is_in_text = self._is_in_text, False
+    def _ended(self) -> bytes:
+        was, self._open = self._open, ""
         return self._stop() if was else b""
 
     def _start(self, block: dict[str, Any]) -> bytes:
@@ -200,7 +250,7 @@ class MessageWriter(Writer):
 
     def ending(self, usage: Usage) -> Iterable[bytes]:
         assert self._end is not None, "a stream has an end"
-        yield self._text_ended()
+        yield self._ended()
         yield _said("message_delta", delta=_ended(self._end), usage=self._usage(usage))
         yield _said("message_stop")
 
@@ -233,7 +283,10 @@ def route(app: FastAPI, gateway: Gateway) -> None:
 
     @app.post("/v1/messages")
     async def messages(body: MessagesBody, http: HttpRequest) -> Response:
-        return await respond(gateway, http, body.request(), MessageWriter, bool(body.stream))
+        def writer_of(answering: Answering) -> MessageWriter:
+            return MessageWriter(answering, body.shows_thoughts)
+
+        return await respond(gateway, http, body.request(), writer_of, bool(body.stream))
 
     @app.post("/v1/messages/count_tokens")
     async def count_tokens(body: CountBody, http: HttpRequest) -> dict[str, int]:
@@ -241,4 +294,4 @@ def route(app: FastAPI, gateway: Gateway) -> None:
             return {"input_tokens": await while_listening(http, counted(body))}
 
     async def counted(body: CountBody) -> int:
-        return await num_tokens(await gateway.models.get(body.model), body.conversation(), body.offered())
+        return await num_tokens(await gateway.models.get(body.model), body.conversation(), body.offered(), body.effort)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from node.gateway.answers.answer import Called, End, Event, Thinking, TokenText, Usage
 from node.gateway.answers.answering import Answering
+from node.gateway.answers.effort import NONE, SOME, Effort
 from node.gateway.answers.request import Picking, Prompt, Request
 from node.gateway.answers.writer import Made, Writer
 from node.gateway.http import numbering
@@ -121,9 +122,16 @@ class AskingBody(Strict):
     format: Literal["", "json"] | Annotated[dict[str, Any], AfterValidator(flat)] | None = Field(
         None, description='"json", or a JSON schema.'
     )
-    think: only(False) = None  # type: ignore[valid-type]
+    think: bool | Literal["low", "medium", "high", "max"] | None = Field(None, description="False: thoughts are left out, too.")
     truncate: only(False) = None  # type: ignore[valid-type]
     shift: only(False) = None  # type: ignore[valid-type]
+
+    @property
+    def _effort(self) -> Effort | None:
+        if self.think is None:
+            return None
+        level = self.think if isinstance(self.think, str) else SOME if self.think else NONE
+        return Effort(level=level, param="think", is_wish=self.think is False)
 
     def request_of(self, prompt: Prompt, param: str, model: str, tools: Sequence[ToolOffer] = ()) -> Request:
         """RefusedError if fields contradict each other."""
@@ -132,7 +140,8 @@ class AskingBody(Strict):
         schema = ANY_OBJECT if self.format == "json" else self.format or None
         options = self.options or Options.model_validate({})
         return Request(
-            model=model, prompts=(prompt,), prompt_param=param, picking=options.picking(), max_new_tokens=options.max_new_tokens,
+            model=model, effort=self._effort,
+            prompts=(prompt,), prompt_param=param, picking=options.picking(), max_new_tokens=options.max_new_tokens,
             stops=stops_of(options.stop or (), "options.stop"), tools=(offered := tuple(tool.offered() for tool in tools)),
             calling=as_openai_says(offered, [tool.function.name for tool in tools if tool.function.strict], None, None, None),
             schema=schema_text(schema, "format"), schema_param="format",
@@ -149,6 +158,8 @@ class LinesWriter(Writer):
         """wrapped: where an endpoint puts text."""
         self._request, self._wrapped, self._clock = answering.request, wrapped, clock
         self._number, self._reason = numbering.number(), ""
+        effort = answering.request.effort
+        self._shows_thoughts = effort is None or effort.level != NONE
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -157,7 +168,8 @@ class LinesWriter(Writer):
     def whole(self, made: Sequence[Made], usage: Usage) -> bytes:
         (answer,) = made
         scores = {} if self._request.num_scored is None else {"logprobs": scores_of(answer.tokens)}
-        return dumped({**self._said(answer.text, answer.calls, answer.thoughts), **done(answer.reason), **costs(usage), **scores})
+        thoughts = answer.thoughts if self._shows_thoughts else ""
+        return dumped({**self._said(answer.text, answer.calls, thoughts), **done(answer.reason), **costs(usage), **scores})
 
     def opening(self) -> Iterable[bytes]:
         return ()
@@ -169,6 +181,8 @@ class LinesWriter(Writer):
         if isinstance(one, Called):
             return dumped({**self._said("", [one.call]), "done": False}) + b"\n"
         if isinstance(one, Thinking):
+            if not self._shows_thoughts:
+                return b""
             return dumped({**self._said("", (), one.text), "done": False}) + b"\n"
         scores = {"logprobs": scores_of(one.tokens)} if one.tokens else {}
         return dumped({**self._said(one.text), "done": False, **scores}) + b"\n"

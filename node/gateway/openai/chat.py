@@ -11,6 +11,7 @@ from pydantic import Field
 
 from node.gateway.answers.answer import Called, End, Piece, Thinking, TokenText
 from node.gateway.answers.answering import Answering
+from node.gateway.answers.effort import Effort, Level
 from node.gateway.answers.request import Request
 from node.gateway.answers.writer import Made
 from node.gateway.http.form import ANY_OBJECT, MAX_MESSAGES, MAX_PARTS, MOST_TOKENS, Strict, Text, Whole, only, schema_text
@@ -109,7 +110,7 @@ class ChatBody(GeneratingBody):
     parallel_tool_calls: bool | None = None
     prediction: only() = None  # type: ignore[valid-type]
     prompt_cache_key: only() = None  # type: ignore[valid-type]
-    reasoning_effort: only() = None  # type: ignore[valid-type]
+    reasoning_effort: Level | None = Field(None, description="As far as the chat template takes it.")
     response_format: AnyText | AnyObject | OfSchema | None = Field(None, discriminator="type")
     safety_identifier: only() = None  # type: ignore[valid-type]
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
@@ -153,6 +154,7 @@ class ChatBody(GeneratingBody):
             prompt_param="messages",
             picking=self.picking(),
             wants_timings=bool(self.timings),
+            effort=Effort(level=self.reasoning_effort, param="reasoning_effort") if self.reasoning_effort else None,
             num_choices=self.n or 1,
             max_new_tokens=self.max_completion_tokens or self.max_tokens,
             stops=self.stops(),

@@ -14,7 +14,7 @@ from node.gateway.http import form
 from node.gateway.http.form import Strict, Text, only
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.tools_form import MAX_TOOLS, FunctionOffer, ToolName, allowed_of, arguments_of, offer
-from swarm.thin.tokenizing.templates import Message
+from swarm.thin.tokenizing.templates import Message, thoughts_of
 
 
 class OutputPart(Strict):
@@ -52,6 +52,33 @@ class CallItem(Strict):
         """For a chat template."""
         arguments = arguments_of(self.arguments, f"{param}.arguments")
         return {"id": self.call_id, "type": "function", "function": {"name": self.name, "arguments": arguments}}
+
+
+class ReasoningText(Strict):
+    type: Literal["reasoning_text"]
+    text: Text
+
+
+class SummaryText(Strict):
+    type: Literal["summary_text"]
+    text: Text
+
+
+class ReasoningItem(Strict):
+    """What the model has thought, in an answer before."""
+
+    type: Literal["reasoning"]
+    content: Annotated[list[ReasoningText], Field(max_length=form.MAX_PARTS)] | None = None
+    summary: list[SummaryText] = Field(
+        default_factory=list, max_length=form.MAX_PARTS, description="Not read: an answer's is empty."
+    )
+    encrypted_content: only() = None  # type: ignore[valid-type]
+    id: str | None = Field(None, max_length=200)
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+    @property
+    def text(self) -> str:
+        return "\n".join(part.text for part in self.content or ())
 
 
 class ResultItem(Strict):
@@ -97,16 +124,23 @@ def text_of(content: str | Sequence[OutputPart]) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-def conversation_of(items: Sequence[MessageItem | CallItem | ResultItem]) -> list[Message]:
-    """For a chat template, where calls belong to a message; RefusedError if a result has no call."""
-    found, names = list[Message](), dict[str, str]()
+Item = MessageItem | CallItem | ResultItem | ReasoningItem
+
+
+def conversation_of(items: Sequence[Item]) -> list[Message]:
+    """For a chat template, where calls and thoughts belong to a message; RefusedError if a result has no call."""
+    found, names, thoughts = list[Message](), dict[str, str](), ""
     for at, item in enumerate(items):
+        if isinstance(item, ReasoningItem):
+            thoughts = "\n".join(text for text in (thoughts, item.text) if text)
+            continue
         if isinstance(item, MessageItem):
-            found.append(item.message())
+            message = item.message()
+            found.append(message | (thoughts_of(thoughts, message["content"]) if item.role == "assistant" else {}))
         elif isinstance(item, CallItem):
             names[item.call_id] = item.name
-            if not found or found[-1]["role"] != "assistant":
-                found.append({"role": "assistant", "content": ""})
+            if not found or found[-1]["role"] != "assistant" or thoughts:
+                found.append({"role": "assistant", "content": "", **thoughts_of(thoughts, "")})
             found[-1].setdefault("tool_calls", []).append(item.made(f"input.{at}"))
         elif item.call_id in names:
             called = {"name": names[item.call_id], "tool_call_id": item.call_id}
@@ -114,4 +148,5 @@ def conversation_of(items: Sequence[MessageItem | CallItem | ResultItem]) -> lis
         else:
             where = f"input.{at}.call_id"
             raise RefusedError(f"{where} is the id of no call before it, got {item.call_id[:80]!r}", where)
+        thoughts = ""
     return found

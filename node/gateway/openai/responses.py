@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from node.gateway.answers.answer import Called, End, Event, Thinking, TokenText, Usage
 from node.gateway.answers.answering import Answering
+from node.gateway.answers.effort import Effort, Level
 from node.gateway.answers.endpoint import respond
 from node.gateway.answers.gateway import Gateway
 from node.gateway.answers.request import Picking, Request
@@ -27,11 +28,9 @@ from node.gateway.openai.chat import AnyObject, AnyText, Schema, scores_of
 from node.gateway.openai.form import StreamOptions
 from node.gateway.openai.items import (
     AllowedFunctionTools,
-    CallItem,
     FunctionTool,
-    MessageItem,
+    Item,
     NamedFunctionTool,
-    ResultItem,
     conversation_of,
 )
 from node.gateway.tools.calling import Calling
@@ -59,9 +58,15 @@ class TextSettings(Strict):
         return schema_text(schema, "text.format")
 
 
+class Reasoning(Strict):
+    effort: Level | None = Field(None, description="As far as the chat template takes it.")
+    summary: only("auto") = None  # type: ignore[valid-type]
+    generate_summary: only() = None  # type: ignore[valid-type]
+
+
 class ResponsesBody(Drawn):
     model: form.ModelName
-    input: Text | Annotated[list[MessageItem | CallItem | ResultItem], Field(min_length=1, max_length=form.MAX_MESSAGES)]
+    input: Text | Annotated[list[Item], Field(min_length=1, max_length=form.MAX_MESSAGES)]
     instructions: Text | None = None
     max_output_tokens: form.Whole | None = Field(None, ge=1, le=form.MOST_TOKENS)
     stream: bool | None = None
@@ -81,7 +86,7 @@ class ResponsesBody(Drawn):
     prompt: only() = None  # type: ignore[valid-type]
     prompt_cache_key: only() = None  # type: ignore[valid-type]
     prompt_cache_retention: only() = None  # type: ignore[valid-type]
-    reasoning: only({}) = None  # type: ignore[valid-type]
+    reasoning: Reasoning | None = None
     safety_identifier: only() = None  # type: ignore[valid-type]
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
@@ -121,6 +126,10 @@ class ResponsesBody(Drawn):
         return {"type": "text"} if form is None else form.model_dump(by_alias=True)
 
     @property
+    def effort(self) -> Level | None:
+        return self.reasoning.effort if self.reasoning else None
+
+    @property
     def has_scores(self) -> bool:
         return SCORES in (self.include or ())
 
@@ -142,11 +151,12 @@ class ResponsesBody(Drawn):
             max_new_tokens=self.max_output_tokens,
             num_scored=(self.top_logprobs or 0) if self.has_scores else None,
             scores_calls=False,
+            effort=Effort(level=self.effort, param="reasoning.effort") if self.effort else None,
         )
 
 
 class ResponseWriter(Writer):
-    """A response with a message and calls of tools, or the numbered events that build them."""
+    """A response with thoughts, a message and calls of tools, or the numbered events that build them."""
 
     stream_type = form.EVENT_STREAM
 
@@ -156,13 +166,14 @@ class ResponseWriter(Writer):
         self._output: list[dict[str, Any]] = []
         """Items that are complete."""
 
-        self._is_in_text, self._reason = False, ""
+        self._open, self._reason = "", ""
+        """The first: the type of the item that has begun and not ended."""
         self._response: dict[str, Any] = {
             "id": f"resp_{number}", "object": "response", "created_at": int(created_s), "status": "in_progress",
             "background": False, "error": None, "incomplete_details": None, "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens, "metadata": {}, "model": answering.request.model, "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False, "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
+            "reasoning": {"effort": body.effort, "summary": None},
             "store": False, "temperature": body.temperature, "text": {"format": body.text_format},
             "tool_choice": body.choice, "tools": [tool.model_dump() for tool in body.tools or ()],
             "top_logprobs": body.top_logprobs or 0, "top_p": body.top_p, "truncation": "disabled", "usage": None, "user": body.user,
@@ -175,7 +186,9 @@ class ResponseWriter(Writer):
     def whole(self, made: Sequence[Made], usage: Usage) -> bytes:
         (self._made,) = made
         self._reason = self._made.reason
-        if self._made.text or not self._made.calls:
+        if self._made.thoughts:
+            self._output.append(self._thought(self._status if not (self._made.text or self._made.calls) else "completed"))
+        if self._made.text or not (self._made.calls or self._made.thoughts):
             self._output.append(self._message(self._status))
         self._output += [self._call_item(call) for call in self._made.calls]
         return dumped(self._ended(usage))
@@ -188,43 +201,51 @@ class ResponseWriter(Writer):
         if isinstance(one, End):
             self._reason = one.reason
             return b""
-        if isinstance(one, Thinking):
-            return b""
         if isinstance(one, Called):
-            return self._text_ended("completed") + self._called(one.call)
-        start = self._text_started()
+            return self._item_ended("completed") + self._called(one.call)
+        start = self._item_started("reasoning" if isinstance(one, Thinking) else "message")
+        if isinstance(one, Thinking):
+            self._made.thoughts += one.text
+            return start + self._said("response.reasoning_text.delta", delta=one.text, **self._at)
         self._made.text += one.text
         self._made.tokens += one.tokens
         scores = self._scores(one.tokens)
         return start + self._said("response.output_text.delta", delta=one.text, logprobs=scores, **self._at)
 
     def ending(self, usage: Usage) -> Iterable[bytes]:
-        if not self._output:
-            yield self._text_started()
-        yield self._text_ended(self._status)
+        if not (self._output or self._open):
+            yield self._item_started("message")
+        yield self._item_ended(self._status)
         yield self._said(f"response.{self._status}", response=self._ended(usage))
 
-    def _text_started(self) -> bytes:
-        if self._is_in_text:
+    def _item_started(self, kind: str) -> bytes:
+        """If an item of this type is not open already."""
+        if self._open == kind:
             return b""
-        self._is_in_text, self._made = True, Made(0)
-        item = {**self._message("in_progress"), "content": []}
-        return self._said("response.output_item.added", output_index=len(self._output), item=item) + self._said(
-            "response.content_part.added", part=self._part("", []), **self._at
-        )
+        ended = self._item_ended("completed")
+        self._open, self._made = kind, Made(0)
+        item = self._opened("in_progress")
+        (part,) = item["content"]
+        started = self._said("response.output_item.added", output_index=len(self._output), item={**item, "content": []})
+        return ended + started + self._said("response.content_part.added", part=part, **self._at)
 
-    def _text_ended(self, status: str) -> bytes:
-        if not self._is_in_text:
+    def _item_ended(self, status: str) -> bytes:
+        if not self._open:
             return b""
-        part, item = self._part(self._made.text, self._made.tokens), self._message(status)
-        at, number = self._at, len(self._output)
-        self._is_in_text = False
+        item, at, number = self._opened(status), self._at, len(self._output)
+        (part,) = item["content"]
+        self._open = ""
         self._output.append(item)
+        said = {key: value for key, value in part.items() if key in ("text", "logprobs")}
         return (
-            self._said("response.output_text.done", text=part["text"], logprobs=part["logprobs"], **at)
+            self._said(f"response.{part['type']}.done", **said, **at)
             + self._said("response.content_part.done", part=part, **at)
             + self._said("response.output_item.done", output_index=number, item=item)
         )
+
+    def _opened(self, status: str) -> dict[str, Any]:
+        """The item that is open, as far as it is known."""
+        return self._thought(status) if self._open == "reasoning" else self._message(status)
 
     def _called(self, call: ToolCall) -> bytes:
         item, number = self._call_item(call), len(self._output)
@@ -240,12 +261,11 @@ class ResponseWriter(Writer):
 
     @property
     def _at(self) -> dict[str, Any]:
-        """Of the text that is being written."""
-        return {"item_id": self._item, "output_index": len(self._output), "content_index": 0}
+        """Of the item that is being written."""
+        return {"item_id": self._opened("")["id"], "output_index": len(self._output), "content_index": 0}
 
-    @property
-    def _item(self) -> str:
-        return f"msg_{self._number}{len(self._output) or ''}"
+    def _id(self, prefix: str) -> str:
+        return f"{prefix}_{self._number}{len(self._output) or ''}"
 
     @property
     def _status(self) -> str:
@@ -267,7 +287,11 @@ class ResponseWriter(Writer):
 
     def _message(self, status: str) -> dict[str, Any]:
         content = [self._part(self._made.text, self._made.tokens)]
-        return {"id": self._item, "type": "message", "status": status, "role": "assistant", "content": content}
+        return {"id": self._id("msg"), "type": "message", "status": status, "role": "assistant", "content": content}
+
+    def _thought(self, status: str) -> dict[str, Any]:
+        content = [{"type": "reasoning_text", "text": self._made.thoughts}]
+        return {"id": self._id("rs"), "type": "reasoning", "status": status, "summary": [], "content": content}
 
     def _part(self, text: str, tokens: Sequence[TokenText]) -> dict[str, Any]:
         return {"type": "output_text", "annotations": [], "logprobs": self._scores(tokens), "text": text}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 from protocols.errors import ModelNotSupportedError
@@ -56,11 +57,16 @@ async def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) ->
     return await _aside(tokenizer.sandbox, lambda: ids_of(tokenizer, messages))
 
 
-def ids_of(tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-    """The same; blocks. tools: what the model may call, as OpenAI's API describes functions."""
+def ids_of(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    variables: Mapping[str, str | bool] = MappingProxyType({}),
+) -> list[int]:
+    """The same; blocks. tools: what the model may call, as OpenAI's API describes functions. variables: of the template itself."""
     if tokenizer.chat_template is None:
         return tokenizer.encode(plain(messages))
-    text = render(tokenizer.sandbox, tokenizer.chat_template, messages, tokenizer.names, tools)
+    text = render(tokenizer.sandbox, tokenizer.chat_template, messages, {**variables, **tokenizer.names}, tools)
     return tokenizer.encode(text, add_special_tokens=False)
 
 

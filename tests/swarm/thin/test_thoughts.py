@@ -14,7 +14,7 @@ from swarm.thin.thoughts import FORMS, MAX_BLANKS, ThoughtReader, form_behind, r
 from tests.swarm.thin.test_text import Bytes
 
 FORM, OTHER = FORMS
-OPEN = replace(FORM, is_open=True)
+OPEN, OVER = replace(FORM, is_open=True), replace(FORM, is_over=True)
 FAR = " " * (MAX_BLANKS + 1)
 
 
@@ -43,7 +43,8 @@ CASES = [
     (OPEN, "\nHm.</think>Yes.", ("Hm.", "Yes.")),
     (OPEN, "</think>Yes.", ("", "Yes.")),
     (OPEN, "Hm. <think> ", ("Hm. <think> ", "")),
-    (replace(FORM, is_over=True), "Yes.", ("", "Yes.")),
+    (OVER, "\n\nYes.\n", ("", "Yes.\n")),
+    (OVER, "\n<think>Hm.</think>Yes.", ("Hm.", "Yes.")),
     (OTHER, "[THINK]a</think>[/THINK]b", ("a</think>", "b")),
 ]
 
@@ -58,12 +59,12 @@ def test_a_thought_is_what_stands_between_the_marks_at_the_beginning(
 PIECES = st.lists(st.sampled_from([*"<think>/ \nx", "<think>", "</think>", " " * 40]), max_size=20)
 
 
-@given(st.sampled_from([FORM, OPEN]), PIECES | st.sampled_from([list(text) for _, text, _ in CASES]))
+@given(st.sampled_from([FORM, OPEN, OVER]), PIECES | st.sampled_from([list(text) for _, text, _ in CASES]))
 def test_it_does_not_matter_where_text_is_cut(form: ThoughtForm, pieces: list[str]) -> None:
     assert parts(ThoughtReader(form), pieces) == parts(ThoughtReader(form), ["".join(pieces)])
 
 
-@given(st.sampled_from([FORM, OPEN]), PIECES)
+@given(st.sampled_from([FORM, OPEN, OVER]), PIECES)
 def test_little_is_held_back(form: ThoughtForm, pieces: list[str]) -> None:
     reader, said = ThoughtReader(form), ""
     for piece in pieces:
@@ -76,5 +77,5 @@ def test_a_template_says_whether_a_model_thinks_and_a_prompt_whether_it_has_begu
     assert thought_form("{{ content.split('</think>')[-1] }}") == FORM and thought_form("[THINK][/THINK]") == OTHER
     assert thought_form("{{ messages }}") is None and thought_form("<|channel|><|message|></think>") is None
     assert form_behind("a<think>\n", FORM) == OPEN and form_behind("<think>a", FORM) == FORM
-    assert form_behind("<think>\n\n</think>\n\n", FORM) == replace(FORM, is_over=True)
+    assert form_behind("<think>\n\n</think>\n\n", FORM) == OVER
     assert reading_of(Bytes(), "{{ messages }}") is None  # type: ignore[arg-type]

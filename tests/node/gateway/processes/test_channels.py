@@ -104,7 +104,7 @@ def test_other_apis_tell_thoughts_from_text(swarm: WireSwarm) -> None:
         made = client.responses.create(
             model="tiny", input="And?", tools=[{"type": "function", **TOOL["function"], "strict": False}]
         )
-        assert [item.type for item in made.output] == ["function_call"]
+        assert [item.type for item in made.output] == ["reasoning", "function_call"]
         with Anthropic(base_url=url, api_key="none", max_retries=0, timeout=LIMIT_S) as other:
             offered: Any = {"name": "add", "input_schema": TOOL["function"]["parameters"]}
             asked: Any = {"model": "tiny", "max_tokens": 50, "messages": [USER], "tools": [offered]}

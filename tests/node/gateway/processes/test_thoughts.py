@@ -12,15 +12,21 @@ from typing import Any
 
 import ollama
 import pytest
+from anthropic import Anthropic
+from anthropic import BadRequestError as AnthropicBadRequest
 from openai import OpenAI
 
 from tests.end_to_end.wire import WireSwarm
+from tests.node.gateway.processes.conftest import LIMIT_S
 from tests.node.gateway.processes.test_tools import CALL, TOOL, USER, ask
 from tests.node.gateway.processes.toy_gateway import with_client
 from tests.speaking_model import make_speaker
 
 THOUGHT, TEXT = f"\nHm: <tool_call>{CALL}</tool_call>?\n", "\n\nI add."
 THINKS = THOUGHT.strip()
+NUM_THINKS = len("Hm: ?") + 3
+"""Tokens of it: calls and their marks are tokens of their own."""
+
 SAYS = {
     ":": "<think>", "<think>": THOUGHT, THOUGHT: "</think>", "</think>": TEXT, TEXT: "<tool_call>", "<tool_call>": CALL,
     CALL: "</tool_call>", ">": "It is 42.",
@@ -39,8 +45,12 @@ YES: Any = {"type": "json_schema", "json_schema": {"name": "yes", "schema": {"en
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    made = WireSwarm(make_speaker(folder, TEMPLATE, SAYS, ("<think>", "</think>")), [(0, 3), (3, 6)], with_ends=True)
+    folder = make_speaker(tmp_path_factory.mktemp("models") / "tiny", TEMPLATE, SAYS, ("<think>", "</think>"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": 4096})
+    )  # place for a budget of Anthropic's
+    made = WireSwarm(folder, [(0, 3), (3, 6)], with_ends=True)
     yield made
     made.close()
 
@@ -117,5 +127,98 @@ def test_ollamas_client_gets_thoughts_apart(swarm: WireSwarm) -> None:
         made = native.generate("tiny", "hi", options={"num_predict": 4})
         assert (made.thinking, made.response) == (THINKS, "I add.")
         assert native.generate("tiny", ":", raw=True, options={"num_predict": 2}).thinking is None
+
+    with_client(swarm, work)
+
+
+def test_responses_have_an_item_of_thoughts(swarm: WireSwarm) -> None:
+    offered: Any = {"type": "function", **TOOL["function"], "strict": False}
+
+    def work(client: OpenAI) -> None:
+        asked: Any = {"model": "tiny", "tools": [offered], "max_output_tokens": 50}
+        made = client.responses.create(input="And?", **asked)
+        assert [item.type for item in made.output] == ["reasoning", "message", "function_call"]
+        thought, _, call = made.output
+        assert [part.text for part in thought.content] == [THINKS] and thought.id.startswith("rs_") and thought.summary == []
+        assert made.output_text == "I add." and call.name == "add"
+        with client.responses.stream(input="And?", **asked) as stream:
+            events = list(stream)
+            final = stream.get_final_response()
+        assert [(item.type, item.status) for item in final.output] == [(item.type, item.status) for item in made.output]
+        kinds = [event.type.removeprefix("response.") for event in events]
+        assert kinds[2:5] == ["output_item.added", "content_part.added", "reasoning_text.delta"]
+        deltas = [event for event in events if event.type == "response.reasoning_text.delta"]
+        assert "".join(event.delta for event in deltas) == THINKS == final.output[0].content[0].text
+        (done,) = [event for event in events if event.type == "response.reasoning_text.done"]
+        assert (done.text, done.item_id, done.output_index) == (THINKS, final.output[0].id, 0)
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        ended = [event.output_index for event in events if event.type == "response.output_item.done"]
+        assert ended == [0, 1, 2] and kinds.index("output_item.done") < kinds.index("output_text.delta")
+        result = {"type": "function_call_output", "call_id": final.output[2].call_id, "output": "42"}
+        talk = [{"role": "user", "content": "And?"}, *final.output, result]
+        back = client.responses.create(input=talk, **asked)
+        without = client.responses.create(input=[talk[0], *talk[2:]], **asked)
+        assert back.output_text == "It is 42." and back.usage.input_tokens == without.usage.input_tokens + NUM_THINKS
+        cut = client.responses.create(model="tiny", input="And?", max_output_tokens=2)
+        assert [(item.type, item.status) for item in cut.output] == [("reasoning", "incomplete")] and cut.output_text == ""
+        with client.responses.stream(model="tiny", input="And?", max_output_tokens=2) as stream:
+            last = list(stream)[-1].response
+        assert [(item.type, item.status) for item in last.output] == [("reasoning", "incomplete")]
+
+    with_client(swarm, work)
+
+
+def test_messages_have_a_block_of_thoughts_if_they_are_asked_for(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        url = str(client.base_url).removesuffix("/v1/")
+        with Anthropic(base_url=url, api_key="none", max_retries=0, timeout=LIMIT_S) as other:
+            offered: Any = {"name": "add", "input_schema": TOOL["function"]["parameters"]}
+            asked: Any = {"model": "tiny", "max_tokens": 2000, "tools": [offered]}
+            on: Any = {"type": "enabled", "budget_tokens": 1024}
+            plain = other.messages.create(messages=[USER], **asked)
+            assert [block.type for block in plain.content] == ["text", "tool_use"], "nothing has asked for thoughts"
+            for thinking in (on, {"type": "adaptive"}):
+                made: Any = other.messages.create(messages=[USER], thinking=thinking, **asked)
+                assert [block.type for block in made.content] == ["thinking", "text", "tool_use"]
+                assert (made.content[0].thinking, made.content[0].signature, made.content[1].text) == (THINKS, "", "I add.")
+            with other.messages.stream(messages=[USER], thinking=on, **asked) as stream:
+                thoughts = "".join(event.thinking for event in stream if event.type == "thinking")
+                final = stream.get_final_message()
+            assert thoughts == THINKS and [block.type for block in final.content] == ["thinking", "text", "tool_use"]
+            assert final.content[0].thinking == THINKS
+            result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": final.content[2].id, "content": "42"}]}
+            talk: Any = [USER, {"role": "assistant", "content": final.content}, result]
+            back = other.messages.create(messages=talk, **asked)
+            talk[1] = {"role": "assistant", "content": final.content[1:]}
+            without = other.messages.create(messages=talk, **asked)
+            assert back.content[0].text == "It is 42." == without.content[0].text
+            assert back.usage.input_tokens == without.usage.input_tokens + NUM_THINKS
+            with pytest.raises(AnthropicBadRequest, match="a block of the type thinking has no place in a message of the user"):
+                other.messages.create(messages=[{"role": "user", "content": [final.content[0]]}], **asked)
+            with pytest.raises(AnthropicBadRequest, match="budget_tokens is less than max_tokens"):
+                other.messages.create(messages=[USER], thinking={**on, "budget_tokens": 2000}, **asked)
+
+    with_client(swarm, work)
+
+
+def test_every_api_can_ask_a_model_not_to_think(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        url = str(client.base_url).removesuffix("/v1/")
+        for effort, thinks in (("none", False), ("low", True), ("max", True)):
+            message = ask(client, reasoning_effort=effort).choices[0].message
+            assert (message.content, getattr(message, "reasoning_content", None)) == ("I add.", THINKS if thinks else None)
+        message = ask(client, reasoning_effort="none", response_format=YES, tools=[]).choices[0].message
+        assert json.loads(message.content) == "yes" and not hasattr(message, "reasoning_content")
+        made = client.responses.create(model="tiny", input="And?", reasoning={"effort": "none"})
+        assert [item.type for item in made.output] == ["message"] and made.reasoning.effort == "none"
+        native = ollama.Client(host=url)
+        for think in (False, True, "low"):
+            said = native.chat("tiny", [USER], tools=[TOOL], think=think).message
+            assert (said.thinking, said.content) == (THINKS if think else None, "I add.")
+        with Anthropic(base_url=url, api_key="none", max_retries=0, timeout=LIMIT_S) as other:
+            off: Any = {"model": "tiny", "messages": [USER], "thinking": {"type": "disabled"}}
+            tokens = other.messages.create(max_tokens=50, **off).usage.input_tokens
+            assert other.messages.count_tokens(**off).input_tokens == tokens
+            assert tokens == ask(client, reasoning_effort="none", tools=[]).usage.prompt_tokens
 
     with_client(swarm, work)

@@ -1,0 +1,72 @@
+"""How much a model thinks, as its chat template takes it.
+
+A template says by its variables what can be asked of it: `reasoning_effort` (gpt-oss), `enable_thinking` (Qwen3, GLM, SmolLM3) or
+`thinking` (DeepSeek V3.1).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from node.gateway.http.refusal import RefusedError
+from swarm.thin.channels import has_channels
+from swarm.thin.thoughts import thought_form
+
+Level = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+NONE, SOME = "none", "some"
+"""The second: it thinks, as much as it does by itself."""
+
+EFFORT = "reasoning_effort"
+LEVELS = frozenset({"low", "medium", "high"})
+"""Those that a template with that variable takes, and others that it names itself."""
+
+VARIABLE = r"(?<![\w.'\"]){}(?!\w)"
+SWITCHES = {
+    "enable_thinking": re.compile(VARIABLE.format("enable_thinking")),
+    "thinking": re.compile(r"\bthinking is (not )?defined"),
+}
+"""The second word stands in the prose of templates, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What a request says of it."""
+
+    level: str
+    """NONE, SOME, or one of `Level`."""
+
+    param: str
+    """The field that says it, for errors."""
+
+    is_wish: bool = False
+    """A model that cannot do so answers all the same."""
+
+
+def variables_of(effort: Effort | None, template: str | None) -> dict[str, str | bool]:
+    """For the template; None = it makes no prompt here. RefusedError if that is not what this model can do."""
+    if effort is None:
+        return {}
+    text, level = template or "", effort.level
+    found: dict[str, str | bool] = {name: level != NONE for name, known in SWITCHES.items() if known.search(text)}
+    takes_levels = re.search(VARIABLE.format(EFFORT), text) is not None
+    if takes_levels and (level in LEVELS or re.search(f"['\"]{level}['\"]", text)):
+        found[EFFORT] = level
+    thinks = has_channels(text) or thought_form(text) is not None
+    if (
+        found
+        or effort.is_wish
+        or (level == NONE and not (thinks or takes_levels))
+        or (level == SOME and (thinks or takes_levels))
+    ):
+        return found
+    raise RefusedError(_why_not(effort, takes_levels, thinks), effort.param)
+
+
+def _why_not(effort: Effort, takes_levels: bool, thinks: bool) -> str:
+    if takes_levels:
+        return f"{effort.param}: this model thinks as much as low, medium or high say, got {effort.level}"
+    if thinks:
+        return f"{effort.param}: this model thinks, and its chat template has no word for how much; leave it out"
+    return f"{effort.param}: this model's chat template knows no thoughts; leave it out, or ask a model that thinks"
