@@ -1,4 +1,4 @@
-"""What a chat template takes of a wish for more or less thinking."""
+"""What chat templates take of a wish for more or less thinking."""
 
 from __future__ import annotations
 
