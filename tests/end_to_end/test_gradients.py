@@ -292,7 +292,7 @@ def kill_in_backward(wire: WireSwarm, hop: int) -> ToyNode:
 def test_no_node_left_is_said_and_a_newcomer_is_found(checkpoint: Callable[[str], Path], reference: Callable[[str], Any]) -> None:
     wire = WireSwarm(checkpoint("llama"), SPANS)
     try:
-        wire.backend._ways = wire.ways(route_timeout_s=1.0)
+        wire.backend._ways = wire.ways(route_timeout_s=3.0)
         wire.model.requires_grad_()
         loss = wire.model(IDS, labels=IDS).loss
         wire.kill(1)

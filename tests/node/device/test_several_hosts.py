@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +16,16 @@ from torch import Tensor
 from node.device.memory import Memory
 from node.device.pending import Chunk, Pending
 from node.device.thread import Device
+from node.device.training_time import Priority
 from node.device.work import HeldSequences, Step
+from node.serving import executor
 from node.serving.runner import Runner
 from node.serving.session_sequences import SessionSequences
 from protocols.errors import CacheFullError, InternalError, OverloadedError
 from protocols.ids import PeerId, SessionId, Span
+from swarm.clock import SYSTEM
 from tests.node.device.simulated import Chat, Swarm, p99
-from tests.swarm.inference.toy import WIDTH, ToyEngine, ToyRow, fresh_seed, reference
+from tests.swarm.inference.toy import WIDTH, ToyEngine, ToyRow, fresh_seed, reference, until
 
 # --- in virtual time
 
@@ -70,18 +76,34 @@ def test_an_idle_model_accumulates_no_time() -> None:
 # --- on a real thread
 
 
+class Hands:
+    """A clock that only forwards move: how long they take does not depend on the machine. Each look takes a microsecond."""
+
+    def __init__(self) -> None:
+        self.s = 0.0
+
+    def look(self) -> float:
+        self.s += 1e-6
+        return self.s
+
+
 class TimedEngine(ToyEngine):
     """A toy engine whose forward takes `ms`, and is noted in the device's log."""
+
+    hands: Hands | None = None
+    """None: it really takes as long."""
 
     def __init__(self, ms: float, log: list[tuple[TimedEngine, float]], limit_tokens: int = 100_000) -> None:
         super().__init__(Span(0, 4), limit_tokens)
         self._ms, self._log = ms, log
 
     def step(self, items: Sequence[tuple[ToyRow, int]], hidden: Tensor, positions: Tensor | None = None) -> Tensor:
-        began_s = time.perf_counter()
         output = super().step(items, hidden, positions)
-        time.sleep(max(0.0, self._ms / 1e3 - (time.perf_counter() - began_s)))
-        self._log.append((self, time.perf_counter() - began_s))
+        if self.hands is None:
+            time.sleep(self._ms / 1e3)
+        else:
+            self.hands.s += self._ms / 1e3
+        self._log.append((self, self._ms / 1e3))
         return output
 
 
@@ -101,15 +123,24 @@ async def answers(rows: SessionSequences, tokens: Tensor) -> Tensor:
     return torch.cat([output.values for output in outputs])
 
 
-async def test_two_hosts_of_four_sessions_each_are_exact_and_share_the_device() -> None:
+async def test_two_hosts_of_four_sessions_each_are_exact_and_share_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh_seed()
     log: list[tuple[TimedEngine, float]] = []
-    device = Device()
+    hands = Hands()
+    monkeypatch.setattr(TimedEngine, "hands", hands)
+    monkeypatch.setattr(executor, "time", SimpleNamespace(perf_counter=hands.look))
+    device = Device(clock=replace(SYSTEM, now_s=hands.look))
     engines = [TimedEngine(2.0, log), TimedEngine(6.0, log)]
     runners = [runner_on(device, engine) for engine in engines]
     sessions = [rows_of(runner, f"client {number}") for runner in runners for number in range(4)]
     tokens = [torch.rand(30 if rows._runner is runners[1] else 90, WIDTH) for rows in sessions]
-    outputs = await asyncio.gather(*(answers(rows, each) for rows, each in zip(sessions, tokens, strict=True)))
+    may_go = threading.Event()
+    holding = asyncio.create_task(device.run(lambda: may_go.wait(60), Priority.FORWARD))
+    answering = [asyncio.create_task(answers(rows, each)) for rows, each in zip(sessions, tokens, strict=True)]
+    await until(lambda: [len(runner.queue.waiting) for runner in runners] == [4 * 90, 4 * 30])
+    may_go.set()
+    outputs = await asyncio.gather(*answering)
+    assert await holding, "the device was held until all had a step waiting"
     for output, each in zip(outputs, tokens, strict=True):
         assert torch.allclose(output, torch.stack(reference(list(each), [(0, 4)])), atol=1e-5)
     assert all(max(engine.batches) == 4 for engine in engines), "sessions never shared a forward"

@@ -54,4 +54,4 @@ def test_a_url_that_is_none_is_refused(swarm: GatewaySwarm) -> None:
     refused = swarm.pool.start(
         "refused", ["serve", "tiny", "--otlp", "localhost:4318", "--data-dir", str(swarm.pool.folder / "no")]
     )
-    assert refused.has_ended(30.0) and "--otlp is a URL" in refused.last_words()
+    assert refused.has_ended(60.0) and "--otlp is a URL" in refused.last_words()
