@@ -67,9 +67,9 @@ async def test_the_sums_are_those_of_one_process_and_a_death_is_survived() -> No
     wholes = [whole(NUM_BLOCKS, own.ids, own.labels, own.positions) for own in map(batch, range(NUM))]
     async with running(*nodes) as pool:
         evaluation = await evaluation_of(nodes, pool)
-        found = await evaluation.loss(0, source(), 20)
+        found = await evaluation.loss(0, source(), 120)
         await nodes[1].stop()
-        again = await evaluation.loss(0, source(), 20)
+        again = await evaluation.loss(0, source(), 120)
     assert found == again and found.is_whole and found.num_passes == NUM
     assert found.loss_sum == sum(one.loss_sum for one in wholes), "integers: exact"
     assert found.num_targets == sum(batch(index).num_targets for index in range(NUM)) and found.num_bytes == 3 * sum(range(NUM))
@@ -86,7 +86,7 @@ async def test_a_version_that_moves_on_ends_it() -> None:
     nodes[2].at = step
     async with running(*nodes) as pool:
         with pytest.raises(VersionMismatchError, match="stepped beyond version 0"):
-            await (await evaluation_of(nodes, pool)).loss(0, source(), 20)
+            await (await evaluation_of(nodes, pool)).loss(0, source(), 120)
     assert not any(node.servicer.num_passes for node in nodes)
 
 
@@ -103,7 +103,7 @@ async def test_what_came_back_in_time_counts_and_the_rest_is_cancelled() -> None
     release, loop = threading.Event(), asyncio.get_running_loop()
     nodes[0].at = slow
     async with running(*nodes) as pool:
-        found = await (await evaluation_of(nodes, pool)).loss(0, source(), 1.0)
+        found = await (await evaluation_of(nodes, pool)).loss(0, source(), 4.0)
         release.set()
     assert is_late.is_set() and not found.is_whole and 0 < found.num_passes <= 4
 
@@ -113,7 +113,7 @@ async def test_a_model_that_is_not_covered_is_said(monkeypatch: pytest.MonkeyPat
     nodes = [TrainingNode(span) for span in THIRDS[:2]]
     async with running(*nodes) as pool:
         with pytest.raises(NoRouteError, match="do not cover the model"):
-            await (await evaluation_of(nodes, pool)).loss(0, source(), 20)
+            await (await evaluation_of(nodes, pool)).loss(0, source(), 120)
 
 
 def test_a_row_without_targets_has_no_loss() -> None:

@@ -52,7 +52,7 @@ async def test_a_family_trains_through_two_nodes_with_a_death(family: str, tmp_p
     spans = ((0, num_blocks // 2), (num_blocks // 2, num_blocks), (0, num_blocks // 2))
     async with running(RUN, spec, stages_of(folder, spans), num_blocks, tmp_path, batches.drawn) as (nodes, trainer):
         await trainer.train(DEATH_AFTER)
-        training = asyncio.ensure_future(trainer.train(FAMILY_STEPS, 60))
+        training = asyncio.ensure_future(trainer.train(FAMILY_STEPS))
         while len(trainer.finished) <= DEATH_AFTER and not training.done():  # noqa: ASYNC110  (no event tells of a step)
             await asyncio.sleep(0.01)
         assert not training.done()

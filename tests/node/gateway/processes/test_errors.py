@@ -198,7 +198,9 @@ def test_pages_of_others_are_not_answered(swarm: GatewaySwarm) -> None:
 
 def test_health_names_the_models(swarm: GatewaySwarm) -> None:
     expected = (200, {"status": "ok", "models": {"tiny": True}, "requests": 0})
-    assert eventually(lambda: send(swarm, "/health", None, "GET")[::2] == expected), "an earlier request may end behind its answer"
+    assert eventually(lambda: send(swarm, "/health", None, "GET")[::2] == expected), (
+        "an earlier request may end behind its answer"
+    )
 
 
 def test_the_description_names_every_field(swarm: GatewaySwarm) -> None:

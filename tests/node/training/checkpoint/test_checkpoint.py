@@ -188,7 +188,7 @@ class GatedFolder(CheckpointFolder):
 
     def publish(self, unfinished: Path, version: int) -> Path:
         self.has_come.set()
-        assert self.opens.wait(30)
+        assert self.opens.wait(120)
         return super().publish(unfinished, version)
 
 
@@ -200,8 +200,8 @@ def test_a_keeper_that_is_cancelled_while_a_checkpoint_is_published_leaves_it_wh
         writer.add(snapshot)
     with ThreadPoolExecutor() as pool:
         published = pool.submit(writer.publish)
-        assert folder.has_come.wait(30)
+        assert folder.has_come.wait(120)
         abandoned = pool.submit(writer.abandon)
         threading.Timer(0.2, folder.opens.set).start()
-        assert published.result(30).is_dir() and abandoned.result(30) is None
+        assert published.result(120).is_dir() and abandoned.result(120) is None
     assert newest_version(folder, run) == 10
