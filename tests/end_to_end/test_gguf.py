@@ -125,7 +125,9 @@ def test_a_conversion_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", program, str(directory), str(tmp_path / "data")]
     with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
-        _wait_until(lambda: any((tmp_path / "data").glob("converted/.unfinished-*")))
+        converters = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        _wait_until(lambda: bool(converters.read_text()))
+        assert any((tmp_path / "data").glob("converted/.unfinished-*"))
         process.kill()
     _wait_until(lambda: [path.name for path in (tmp_path / "data" / "converted").iterdir()] == ["lock"])
 
