@@ -34,6 +34,7 @@ from tests.node.cli.test_commands import eventually, run
 from tests.node.dashboard.made_swarm import made_record
 
 OPERATOR, STRANGER, BANNED, CLIENT = (from_seed(bytes([number]) * 32) for number in (21, 22, 23, 24))
+WITHIN_S = 60.0
 OnToken = Callable[[int, Any], None]
 
 
@@ -176,7 +177,7 @@ def test_an_order_for_one_node_is_worth_nothing_at_another(pair: Pair) -> None:
             second = await pool.channel(pair.second.said["peer"], (grpc_address(pair.second),))
             ask = second._connection.channel.unary_unary(services.ORDER.path)  # type: ignore[union-attr]
             try:
-                await ask(Order(action="drain").encode(), timeout=10, metadata=heard)
+                await ask(Order(action="drain").encode(), timeout=60, metadata=heard)
             except grpc.aio.AioRpcError as error:
                 return str(status.from_grpc(error, pair.second.said["peer"]))  # type: ignore[arg-type]
         finally:
@@ -237,7 +238,7 @@ def test_a_ban_ends_the_sessions_of_a_client_and_it_and_a_pause_survive_kill_9(p
 
     node = pair.second
     reply = order(node, "ban", peer=BANNED.peer_id, seconds=3_600)
-    assert [(ban.peer, 3_590 < ban.seconds <= 3_600) for ban in reply.bans] == [(BANNED.peer_id, True)]
+    assert [(ban.peer, 3_500 < ban.seconds <= 3_600) for ban in reply.bans] == [(BANNED.peer_id, True)]
     assert why_refused(node, BANNED) == "banned"
     order(node, "pause")
     assert node.end(signal.SIGKILL) == -signal.SIGKILL
@@ -249,7 +250,7 @@ def test_a_ban_ends_the_sessions_of_a_client_and_it_and_a_pause_survive_kill_9(p
     )
     assert order(node, "resume").state == "serving" and not list((pair.folder / "second").glob("paused-*"))
     order(node, "ban", peer=BANNED.peer_id, seconds=1)  # a shorter one, which ends soon
-    assert eventually(lambda: not order(node, "ask").bans and why_refused(node, BANNED) == "no operator")
+    assert eventually(lambda: not order(node, "ask").bans and why_refused(node, BANNED) == "no operator", WITHIN_S)
 
 
 def test_the_command_line_finds_a_node_by_name_end_or_address_and_says_what_it_did(pair: Pair, tmp_path: Path) -> None:
@@ -305,10 +306,10 @@ def test_a_key_that_is_new_or_that_others_may_read_orders_nothing(pair: Pair, tm
 
 def test_an_operator_that_is_taken_off_the_list_orders_no_more(pair: Pair) -> None:
     pair.operators.write_text(f"{STRANGER.peer_id}\n")
-    assert eventually(lambda: why_refused(pair.first, OPERATOR) == "no operator" == why_refused(pair.second, OPERATOR))
+    assert eventually(lambda: why_refused(pair.first, OPERATOR) == "no operator" == why_refused(pair.second, OPERATOR), WITHIN_S)
     assert order(pair.first, "ask", STRANGER).may == ACTIONS
     pair.operators.write_text(f"{OPERATOR.peer_id}\n")
-    assert eventually(lambda: not why_refused(pair.first, OPERATOR) and not why_refused(pair.second, OPERATOR))
+    assert eventually(lambda: not why_refused(pair.first, OPERATOR) and not why_refused(pair.second, OPERATOR), WITHIN_S)
 
 
 def test_kill_is_for_test_swarms_and_a_drained_node_hands_its_session_over(pair: Pair) -> None:

@@ -56,7 +56,7 @@ class Peers:
         chosen = [self.all[number] for number in (range(len(self.all)) if members is None else members)]
         group = Group(id=GroupId(secrets.token_bytes(16)), run=RUN, version=chosen[0].replica.version, units=UNITS,
                       members=tuple(peer.member for peer in chosen), num_micro_batches=self.num_indices,
-                      deadline_s=10.0)  # fmt: skip
+                      deadline_s=60.0)  # fmt: skip
         return replace(group, **(self.group_defaults | changes))
 
     def fill(self, skip: Sequence[int] = ()) -> None:

@@ -285,7 +285,7 @@ async def test_a_silent_member_is_named_within_the_deadline() -> None:
 
     async with running(3, silent) as peers:
         peers.fill()
-        closed = await peers.close(peers.group(deadline_s=2.0))
+        closed = await peers.close(peers.group(deadline_s=4.0))
         assert closed.outcome == "failed" and closed.lost == (peers[1].member.peer,)
         assert "sent no" in closed.text
         assert peers[0].replica.reopened == peers[2].replica.reopened == ["as before"]
@@ -303,12 +303,12 @@ async def test_a_member_whose_leader_sends_no_cards_opens_its_ledger_again(leade
         return handlers | ({"decision": never} if (place, leader) == (0, "silent") else {})
 
     async with running(2, silent) as peers:
-        group = peers.group(deadline_s=1.0 if leader == "silent" else 60.0)
+        group = peers.group(deadline_s=3.0 if leader == "silent" else 60.0)
         Card.parse(await call_as(peers[1], peers[0].identity, services.CARD, group.encode()))
         assert not peers[1].replica.add(0)
         if leader == "gone":
             await peers[0].server.stop(0)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await peers[1].replica.has_reopened.wait()
         assert peers[1].replica.add(0)
         reply = await call_as(peers[1], peers[0].identity, services.DECISION, OfGroup(id=group.id).encode())
