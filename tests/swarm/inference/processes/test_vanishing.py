@@ -18,9 +18,9 @@ async def test_a_client_that_is_killed_frees_memory_after_resume_s(swarm: ToySwa
     client = await asyncio.to_thread(fork_server.popen, [code, *(part for hop in hops for part in hop)], kind="code")
     try:
         assert client.stdout is not None
-        assert await asyncio.wait_for(asyncio.to_thread(client.stdout.readline), 60) == "ready\n"
+        assert await asyncio.wait_for(asyncio.to_thread(client.stdout.readline), 120) == "ready\n"
         assert [node.engine.used_bytes for node in nodes] == [5, 5]
     finally:
         client.kill()
-        await asyncio.to_thread(client.wait, 10)
+        await asyncio.to_thread(client.wait, 60)
     await until(lambda: not any(node.engine.used_bytes or node.host.num_sessions for node in nodes))

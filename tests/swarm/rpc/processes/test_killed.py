@@ -37,4 +37,4 @@ async def test_a_killed_server_process_is_noticed_in_a_moment(fork_server: ForkS
         await pool.close()
     finally:
         process.kill()
-        await asyncio.to_thread(process.wait, 10)
+        await asyncio.to_thread(process.wait, 60)
