@@ -35,6 +35,9 @@ from tests.swarm.inference.probe import FakeHop, Probe, absent_hop, grant_of, ho
 from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, new_identity, until
 
 LIMIT_S = 0.02
+ATTEMPTS = 10
+"""On a machine with other work, the same callback has taken 6, 13 and 25 ms of processor time."""
+
 SIZE = 64 << 10
 PARSERS = all_parsers()
 
@@ -62,9 +65,9 @@ def _no_old_garbage(_no_old_objects: None) -> None:
 
 
 def cpu_s(read: Callable[[bytes], object], data: bytes) -> float:
-    """The best of three; the first that is within the limit needs no other."""
+    """The best of ATTEMPTS; the first that is within the limit needs no other."""
     best = float("inf")
-    for _ in range(3):
+    for _ in range(ATTEMPTS):
         started = time.thread_time()
         with contextlib.suppress(SwarmError):
             read(data)
@@ -225,7 +228,7 @@ async def test_no_step_stops_the_loop() -> None:
     swarm, fake = ToySwarm(), await FakeHop(Span(2, 4)).start()
     node, client = await swarm.serve(0, 2, limit_tokens=10_000_000), Probe()
     best: dict[str, tuple[float, str]] = {}
-    for _ in range(3):
+    for _ in range(ATTEMPTS):
         freeze()
         for what, cost in (await worst_steps(Attack(node, client, fake))).items():
             best[what] = min(best.get(what, (9.0, "")), cost)
@@ -247,7 +250,7 @@ async def test_no_route_history_or_repetition_stops_the_loop() -> None:
     below = [absent_hop(number, number + 1) for number in range(3, 4)]
     route = [*above, hop_of(node), *below]
     best = 9.0
-    for attempt in range(3):
+    for attempt in range(ATTEMPTS):
         freeze()
         session = SessionId(bytes([attempt + 1]) * 16)
         grant = grant_of(client.identity, route, session=session)
@@ -284,7 +287,7 @@ async def test_a_directory_s_answer_full_of_signatures_does_not_stop_the_client(
     pool = ChannelPool(new_identity())
     source = Source(peer=peers[0].peer_id, addresses=("127.0.0.1:1",), certificate=b"")
     best = 9.0
-    for _ in range(3):
+    for _ in range(ATTEMPTS):
         told = RemoteDirectory("public", pool, [source])
         with watched() as turns:
             await told._merge(
@@ -292,6 +295,8 @@ async def test_a_directory_s_answer_full_of_signatures_does_not_stop_the_client(
             )
         best = min(best, turns.longest_s)
         await told.close()
+        if best < LIMIT_S:
+            break
     await pool.close()
     assert best < LIMIT_S, turns
 
