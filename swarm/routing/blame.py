@@ -52,13 +52,16 @@ class Blame:
         failure = self._failures.get(peer)
         return failure is not None and now_s < failure.until_s
 
-    def can_be_asked_again(self, peer: PeerId, now_s: float) -> bool:
-        """May an answer to a ping end the avoidance? Not of one that was only full or refuses; less often with strikes."""
+    def can_be_asked_again(self, peer: PeerId, now_s: float, *, has_moved: bool = False) -> bool:
+        """May an answer to a ping end the avoidance? Not of one that was only full or refuses; less often with strikes.
+
+        has_moved: it has another address than before, so it can be asked there without a pause.
+        """
         failure = self._failures.get(peer)
         if failure is None or isinstance(failure.cause, CacheFullError | OverloadedError) or not failure.cause.try_another_peer:
             return False
         pause_s: float = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**failure.strikes)
-        return now_s - failure.at_s >= pause_s
+        return has_moved or now_s - failure.at_s >= pause_s
 
     def forgive(self, peer: PeerId, now_s: float) -> None:
         """The peer has answered: use it again, but remember its strikes."""

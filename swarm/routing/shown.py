@@ -59,6 +59,8 @@ class Shown:
         """When the directory was last read."""
         self._seen: dict[PeerId, tuple[float, PeerRecord]] = {}
         """Records by peer, and when the directory last showed them."""
+        self.moved: set[PeerId] = set()
+        """Peers whose addresses have changed: they were started again, and nobody has asked them there yet."""
         self._was_served = False
         """Were our very weights served when we looked?"""
 
@@ -79,7 +81,10 @@ class Shown:
         peers = await self._read(until_s)
         now_s = self._now_s()
         self._seen = {peer: seen for peer, seen in self._seen.items() if now_s - seen[0] < RECORD_LIFE_S}
+        before = {peer: record.addresses for peer, (_, record) in self._seen.items()}
+        self.moved |= {one.peer for one in peers if before.get(one.peer, one.addresses) != one.addresses}
         self._seen |= {record.peer: (now_s, record) for record in peers}
+        self.moved &= self._seen.keys()
         offers = named(peers, self._weights.model.name)
         ours = self._ours(offers, None)
         self._was_served = self._was_served or bool(ours)

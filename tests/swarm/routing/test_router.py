@@ -180,6 +180,25 @@ async def test_a_new_session_goes_by_what_was_seen_a_moment_ago_until_something_
     assert swarm.snapshots == 2
 
 
+@pytest.mark.parametrize("has_moved", [True, False])
+@virtual_time
+async def test_the_only_peer_is_asked_at_once_where_it_was_started_again(has_moved: bool) -> None:
+    """It had failed often, and a client waited for 8 s, though the directory showed that it has another port now."""
+    swarm = LocalSwarm()
+    only = swarm.add(0, 4)
+    router = swarm.router()
+    for _ in range(7):
+        router.experience.failed(only.peer, PeerUnreachableError("gone"))
+        await asyncio.sleep(AVOID_S)
+        assert peers_of(await router.find(60)) == [only.peer]
+    router.experience.failed(only.peer, PeerUnreachableError("gone"))
+    failed_s = router.clock.now_s()
+    if has_moved:
+        swarm.peers = (replace(only, addresses=("127.0.0.1:2",)),)
+    (hop,), _ = await router.find(60)
+    assert (router.clock.now_s() - failed_s < LOOK_AGAIN_S) == has_moved and hop.addresses == swarm.peers[0].addresses
+
+
 @virtual_time
 async def test_a_full_peer_is_not_forgiven_for_answering() -> None:
     swarm = LocalSwarm()
