@@ -60,7 +60,7 @@ class Shown:
         self._seen: dict[PeerId, tuple[float, PeerRecord]] = {}
         """Records by peer, and when the directory last showed them."""
         self.moved: set[PeerId] = set()
-        """Peers whose addresses have changed: they were started again, and nobody has asked them there yet."""
+        """Peers whose addresses have changed: they were started again, and have not been asked there yet."""
         self._was_served = False
         """Were our very weights served when we looked?"""
 
