@@ -29,6 +29,9 @@ class Said:
     num_tokens: int
     """Of the answer so far."""
 
+    is_thought: bool = False
+    """It is no part of the answer, but what the model thinks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HopReport:

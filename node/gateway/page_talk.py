@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from node.dashboard.talk import HopReport, Question, Report, Said, TalkRefusedError
-from node.gateway.answers.answer import End, Piece, Usage
+from node.gateway.answers.answer import End, Piece, Thinking, Usage
 from node.gateway.answers.answering import Answering
 from node.gateway.answers.gateway import Gateway
 from node.gateway.answers.request import Request
@@ -55,8 +55,8 @@ class PageTalk:
             answering.usage.load_s = clock.now_s() - began_s
             async with aclosing(answering.events()) as events:
                 async for event in events:
-                    if isinstance(event, Piece):
-                        yield Said(event.text, _num_tokens(answering.usage))
+                    if isinstance(event, Piece | Thinking):
+                        yield Said(event.text, _num_tokens(answering.usage), isinstance(event, Thinking))
                     elif isinstance(event, End):
                         yield report_of(event, answering.usage)
 

@@ -82,6 +82,8 @@ class TextOut:
         """Monotonic times of the first and the last token."""
         self.text = ""
         """All that was written."""
+        self.is_thinking = False
+        """What came last is a thought, and no text."""
         self.stopped_by: str | None = None
         """The stop text at which it has ended."""
 
@@ -182,6 +184,7 @@ class TextOut:
         """Write what is text; a message to a tool that this client does not have is."""
         for part in parts:
             text = part.whole if isinstance(part, Sent) else part
+            self.is_thinking = isinstance(text, Thought)
             if isinstance(text, Thought):
                 self._think(text.text)
             elif text:

@@ -75,6 +75,8 @@ class Conversation:
         if not out.num_tokens:
             remark("stopped before a word was said: the question is forgotten")
             return
+        if out.is_thinking:
+            remark("the answer has ended with a thought; --max-new-tokens allows longer ones")
         self.messages = [*kept, {"role": "assistant", "content": out.text.strip()}]
         say_followed(versions, self._speaker.journey)
         if self._manner.with_stats:

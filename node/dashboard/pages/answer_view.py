@@ -21,22 +21,49 @@ EVERY_S = 0.1
 """Between two times that the browser is told what has come."""
 
 
+class GrowingText:
+    """A text of which only the last part is sent anew."""
+
+    def __init__(self, box: ui.element) -> None:
+        """box: where its parts are put."""
+        self.text = ""
+        self._box, self._shown = box, 0
+        self._begin()
+
+    def show(self) -> None:
+        """What has come to `text` since the last call."""
+        while self._shown < len(self.text):
+            more = self.text[self._shown : self._shown + PART_LETTERS - len(self._part_text)]
+            self._shown += len(more)
+            self._part_text += more
+            self._part.set_text(self._part_text)
+            if len(self._part_text) >= PART_LETTERS:
+                self._begin()
+
+    def _begin(self) -> None:
+        self._part_text = ""
+        with self._box:
+            self._part = ui.label().classes("mm-part")
+
+
 class AnswerView:
     """`hear` once, within the page that it was made in."""
 
     def __init__(self, model: str, watcher: Watcher) -> None:
-        self.text = ""
         self.report: Report | None = None
         self._watcher = watcher
         self._stopping = asyncio.Event()
-        self._shown = 0
         with ui.element("article").classes("mm-message mm-model-said") as self._box:
             ui.label(model).classes("mm-who")
-            self._said = ui.element("div").classes("mm-said")
-            with self._said:
-                self._part = ui.label().classes("mm-part")
-            self._part_text = ""
+            self._before = ui.element("div")
+            self._thoughts: GrowingText | None = None
+            self._said = GrowingText(ui.element("div").classes("mm-said"))
             self._told = ui.label("waits for the first token").classes("mm-quiet").props('role="status"')
+
+    @property
+    def text(self) -> str:
+        """What has come of it, without thoughts."""
+        return self._said.text
 
     @property
     def told(self) -> str:
@@ -80,20 +107,23 @@ class AnswerView:
                     continue
                 now_s = asyncio.get_running_loop().time()
                 began_s = began_s or now_s
-                self.text += event.text
+                (self._thoughts_shown() if event.is_thought else self._said).text += event.text
                 speed = f", {(event.num_tokens - 1) / (now_s - began_s):.1f} tokens/s" if now_s > began_s else ""
                 self._told.set_text(f"{counted(event.num_tokens, 'token')}{speed}")
 
     def _show(self) -> None:
-        while self._shown < len(self.text):
-            more = self.text[self._shown : self._shown + PART_LETTERS - len(self._part_text)]
-            self._shown += len(more)
-            self._part_text += more
-            self._part.set_text(self._part_text)
-            if len(self._part_text) >= PART_LETTERS:
-                self._part_text = ""
-                with self._said:
-                    self._part = ui.label().classes("mm-part")
+        self._said.show()
+        if self._thoughts is not None:
+            self._thoughts.show()
+
+    def _thoughts_shown(self) -> GrowingText:
+        """Folded away, above the text."""
+        if self._thoughts is None:
+            with self._before, ui.element("details").classes("mm-timings"):
+                with ui.element("summary"):
+                    ui.label("Thoughts")
+                self._thoughts = GrowingText(ui.element("div").classes("mm-thoughts"))
+        return self._thoughts
 
     def _report(self, report: Report) -> None:
         self.report = report

@@ -40,7 +40,7 @@ window.mmChat = {
 addEventListener("pagehide", () => {  // leaving ends an answer; what has come of it stays
   const chat = window.mmChat;
   if (!chat.isAnswering) return;
-  const parts = document.querySelectorAll(".mm-log article:last-of-type .mm-part");
+  const parts = document.querySelectorAll(".mm-log article:last-of-type .mm-said .mm-part");
   const text = [...parts].map((part) => part.textContent).join("");
   if (text.trim()) chat.add("assistant", text, "ended: the page was left", {});
   else chat.take();

@@ -297,3 +297,7 @@ def test_a_thought_is_not_shown_but_said(
     assert held.talk.messages[-1] == {"role": "assistant", "content": "It is 42."}
     shown = capsys.readouterr()
     assert shown.out == "It is 42.\n" and shown.err.count("the model thinks first") == 1
+    short = Held(tmp_path / "tiny", None, new=2)
+    short.talk.say("What is 1 + 41?")
+    shown = capsys.readouterr()
+    assert shown.out == "" and "the answer has ended with a thought" in shown.err

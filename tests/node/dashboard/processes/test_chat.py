@@ -15,6 +15,7 @@ from tests.forked import ForkServer
 from tests.node.dashboard.processes.test_map import home
 from tests.node.gateway.processes.conftest import serve
 from tests.node.gateway.processes.toy_gateway import checkpoint_with_long_context
+from tests.speaking_model import make_speaker
 
 LAST = ".mm-log article:last-child"
 
@@ -144,6 +145,20 @@ def _leave_and_come_back(browser: Browser, url: str, answer: str) -> None:
     browser.until_text("Send")
     assert not browser.text(".mm-log")
     ask(browser, "", most_tokens=300)  # settings are kept with a conversation
+
+
+def test_thoughts_are_folded_away_and_are_no_part_of_the_answer(browser: Browser, pool: ProcessPool) -> None:
+    says = {":": "<think>", "<think>": "\nHm.", "\nHm.": "</think>", "</think>": "\n\nIt is 42."}
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if false %}</think>{% endif %}:"
+    node = pool.node(str(make_speaker(pool.folder / "thinker", template, says)))
+    browser.open(home(serve(pool, "thinking", "thinker", "--peer", node.said["multiaddr"])) + "page/chat")
+    browser.until_text("Send")
+    ask(browser, "hello")
+    browser.until_text("tokens answered", LAST)
+    assert said(browser) == "It is 42." and "Hm." not in browser.text(LAST)
+    browser.run("document.querySelector(arguments[0]).open = true", f"{LAST} details")
+    assert browser.text(f"{LAST} .mm-thoughts") == "Hm."
+    assert browser.faults() == []
 
 
 def test_stop_ends_an_answer_and_a_refusal_is_shown(browser: Browser, pool: ProcessPool, nodes: dict[str, NodeProcess]) -> None:

@@ -122,7 +122,7 @@ def test_one_tool_is_required_and_once(swarm: WireSwarm) -> None:
             for (call,) in (one.message.tool_calls for one in made.choices):
                 assert call.function.name == name
                 check(name, json.loads(call.function.arguments))
-        numbers = {len(one.message.tool_calls) for one in ask(client, n=5).choices}
+        numbers = {len(one.message.tool_calls) for one in ask(client, n=12).choices}  # about every second has more
         assert max(numbers) > 1, "without parallel_tool_calls: false, there are several"
 
     with_client(swarm, work)
