@@ -78,7 +78,7 @@ async def together(runner: Runner, *steps: asyncio.Task[Tensor] | object) -> lis
     engine.gate.clear()
     engine.entered.clear()
     first = asyncio.create_task(step(rows_of(runner), torch.zeros(1, WIDTH)))
-    await asyncio.to_thread(engine.entered.wait, 10)
+    await asyncio.to_thread(engine.entered.wait, 60)
     tasks = [asyncio.ensure_future(each) for each in steps]  # type: ignore[arg-type]
     await asyncio.sleep(0)
     engine.gate.set()
@@ -195,7 +195,7 @@ async def test_a_cancelled_step_leaves_nothing_once_its_session_is_cleared(runne
     engine.gate.clear()
     holder, rows = rows_of(runner), rows_of(runner)
     holding = asyncio.create_task(step(holder, torch.rand(1, WIDTH)))
-    await asyncio.to_thread(engine.entered.wait, 10)
+    await asyncio.to_thread(engine.entered.wait, 60)
     cancelled = asyncio.create_task(step(rows, torch.rand(3, WIDTH)))
     await asyncio.sleep(0)
     cancelled.cancel()
@@ -272,7 +272,7 @@ def test_a_loop_that_is_gone_does_not_end_the_thread() -> None:
 
     async def abandon() -> None:
         task = asyncio.create_task(step(rows_of(runner), torch.rand(1, WIDTH)))
-        await asyncio.to_thread(engine.entered.wait, 10)
+        await asyncio.to_thread(engine.entered.wait, 60)
         task.cancel()
 
     asyncio.run(abandon())
@@ -305,13 +305,13 @@ async def test_an_engine_warms_up_while_no_step_waits(longest_s: float, num_capt
     engine.gate.clear()
     runner = Runner(engine, device=Device(config=config))  # type: ignore[arg-type]
     runner.start()
-    assert await asyncio.to_thread(engine.entered.wait, 10)
+    assert await asyncio.to_thread(engine.entered.wait, 60)
     waiting = asyncio.create_task(step(rows_of(runner), torch.rand(3, WIDTH)))  # behind a capture
     await asyncio.sleep(0)
     engine.gate.set()
     assert (await waiting).shape == (3, WIDTH)
     if num_captured == 3:
-        assert await asyncio.to_thread(engine.has_captured.wait, 10)
+        assert await asyncio.to_thread(engine.has_captured.wait, 60)
     assert (await step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
     await runner.stop()
     assert engine.num_captured == num_captured
@@ -344,7 +344,7 @@ async def test_a_warm_up_that_fails_harms_no_session() -> None:
     engine.warm_up = fail  # type: ignore[method-assign]
     runner = Runner(engine, device=Device(config=DeviceConfig(warm_up_after_s=0.0)))  # type: ignore[arg-type]
     runner.start()
-    assert await asyncio.to_thread(engine.has_captured.wait, 10)
+    assert await asyncio.to_thread(engine.has_captured.wait, 60)
     assert (await step(rows_of(runner), torch.rand(1, WIDTH))).shape == (1, WIDTH)
     await runner.stop()
 
