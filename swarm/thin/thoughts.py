@@ -14,8 +14,12 @@ from typing import Protocol
 from swarm.thin.channels import MARKS, ChannelReader, Sent, Thought, Tokenizer, has_channels, length_of_start, marks_of
 from swarm.thin.grammar.answer_form import ThoughtForm
 
-FORMS = (ThoughtForm(begin="<think>", end="</think>"), ThoughtForm(begin="[THINK]", end="[/THINK]"))
-"""The first whose end a template names counts; the second is Magistral's."""
+FORMS = (
+    ThoughtForm(begin="<think>", end="</think>"),
+    ThoughtForm(begin="[THINK]", end="[/THINK]"),
+    ThoughtForm(begin="<seed:think>", end="</seed:think>"),
+)
+"""The first whose end a template names counts. The second is Magistral's, the third Seed-OSS'."""
 
 MAX_BLANKS = 64
 """Letters of white space before a mark that are dropped; what has more before its first mark, is text."""

@@ -22,7 +22,9 @@ EFFORT = "reasoning_effort"
 LEVELS = frozenset({"low", "medium", "high"})
 """Those that a template with that variable takes, and others that it names itself."""
 
-VARIABLE = r"(?<![\w.'\"]){}(?!\w)"
+VARIABLE = r"(?<![\w.'\"]){}(?!\w|\s*=[^=])"
+"""It is read, and not only set."""
+
 SWITCHES = {
     "enable_thinking": re.compile(VARIABLE.format("enable_thinking")),
     "thinking": re.compile(r"\bthinking is (not )?defined"),

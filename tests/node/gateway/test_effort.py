@@ -12,6 +12,7 @@ DEEPSEEK31 = "</think>{% if not thinking is defined %}{% set thinking = false %}
 R1 = "{{ content.split('</think>')[-1] }}"
 GPT_OSS = '<|channel|><|message|>{%- if reasoning_effort is not defined %}{%- set reasoning_effort = "medium" %}{%- endif %}'
 MISTRAL = "[/THINK]{% if reasoning_effort not in ['none', 'high'] %}"
+NEMOTRON = "{%- set ns = namespace(enable_thinking=true) -%}{% if ns.enable_thinking %}</think>{% endif %}"
 PROSE = "Thinking of thinking: '{{ message.enable_thinking }}' \"reasoning_effort\""
 
 
@@ -30,6 +31,8 @@ PROSE = "Thinking of thinking: '{{ message.enable_thinking }}' \"reasoning_effor
         (MISTRAL, NONE, {"reasoning_effort": "none"}),
         (MISTRAL, "max", "got max"),
         (QWEN + GPT_OSS, "low", {"enable_thinking": True, "reasoning_effort": "low"}),
+        (NEMOTRON, NONE, "no word for how much"),
+        ("{% if enable_thinking == false %}", NONE, {"enable_thinking": False}),
         (R1, SOME, {}),
         (R1, NONE, "no word for how much"),
         (R1, "low", "no word for how much"),

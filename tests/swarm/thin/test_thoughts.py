@@ -13,7 +13,7 @@ from swarm.thin.grammar.answer_form import ThoughtForm
 from swarm.thin.thoughts import FORMS, MAX_BLANKS, ThoughtReader, form_behind, reading_of, thought_form
 from tests.swarm.thin.test_text import Bytes
 
-FORM, OTHER = FORMS
+FORM, OTHER, SEED = FORMS
 OPEN, OVER = replace(FORM, is_open=True), replace(FORM, is_over=True)
 FAR = " " * (MAX_BLANKS + 1)
 
@@ -45,6 +45,7 @@ CASES = [
     (OPEN, "Hm. <think> ", ("Hm. <think> ", "")),
     (OVER, "\n\nYes.\n", ("", "Yes.\n")),
     (OVER, "\n<think>Hm.</think>Yes.", ("Hm.", "Yes.")),
+    (SEED, "<seed:think>a</think></seed:think>b", ("a</think>", "b")),
     (OTHER, "[THINK]a</think>[/THINK]b", ("a</think>", "b")),
 ]
 
