@@ -262,7 +262,8 @@ class ResponseWriter(Writer):
     @property
     def _at(self) -> dict[str, Any]:
         """Of the item that is being written."""
-        return {"item_id": self._opened("")["id"], "output_index": len(self._output), "content_index": 0}
+        prefix = "rs" if self._open == "reasoning" else "msg"
+        return {"item_id": self._id(prefix), "output_index": len(self._output), "content_index": 0}
 
     def _id(self, prefix: str) -> str:
         return f"{prefix}_{self._number}{len(self._output) or ''}"
