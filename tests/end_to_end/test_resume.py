@@ -51,6 +51,7 @@ def test_killed_whole_and_a_unit_lost_the_run_learns_as_if_undisturbed(tmp_path:
         anna.wait_for("ready")
         bert.wait_for("ready")
         assert anna.said["training"].startswith("version 0 of tiny")
+
         def is_between() -> bool:
             """Is the run one version after a checkpoint that is written?"""
             version = max(swarm.losses())
