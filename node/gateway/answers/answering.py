@@ -142,8 +142,13 @@ def form_of(request: Request, template: str | None) -> AnswerForm | None:
     return AnswerForm(schema=request.schema, calls=rules, lead=FINAL if found is not None and found.is_channels else "")
 
 
-async def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
-    """The events of several generators as they come. Each runs in a task of its own, up to `AHEAD` events before the reader."""
+def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
+    """The events of several generators as they come. One alone needs no task."""
+    return answers[0] if len(answers) == 1 else _side_by_side(answers)
+
+
+async def _side_by_side(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
+    """Each runs in a task of its own, up to `AHEAD` events before the reader."""
     queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue(AHEAD)
 
     async def pump(answer: AsyncGenerator[Event, None]) -> None:
