@@ -17,8 +17,7 @@ from typing import Any
 
 from swarm.thin.channels import Sent, Thought, length_of_start
 from swarm.thin.stops import Decoder, Stops
-from swarm.thin.thoughts import NEAR_TOKENS as NEAR_END
-from swarm.thin.thoughts import Reader, Reading
+from swarm.thin.thoughts import NEAR_END, Reader, Reading
 
 HALF_A_LETTER = "\ufffd"
 

@@ -24,7 +24,7 @@ FORMS = (
 MAX_BLANKS = 64
 """Letters of white space before a mark that are dropped; what has more before its first mark, is text."""
 
-NEAR_TOKENS = 32
+NEAR_END = 32
 """Tokens at the end of a prompt in which a mark is looked for."""
 
 
@@ -132,4 +132,4 @@ def form_behind(prompt: str, form: ThoughtForm) -> ThoughtForm:
 
 def form_behind_ids(tokenizer: Tokenizer, ids: Sequence[int], form: ThoughtForm) -> ThoughtForm:
     """The same, by the prompt's tokens; blocks."""
-    return form_behind(tokenizer.decode(ids[-NEAR_TOKENS:], skip_special_tokens=False), form)
+    return form_behind(tokenizer.decode(ids[-NEAR_END:], skip_special_tokens=False), form)

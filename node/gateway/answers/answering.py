@@ -26,7 +26,7 @@ from swarm.thin.grammar.answer_form import AnswerForm, ThoughtForm
 from swarm.thin.thoughts import form_behind_ids
 
 AHEAD = 4
-"""Events of a request that wait for a slow reader; then its answers pause."""
+"""Events of a request with several answers that wait for a slow reader; then its answers pause. One answer pauses at once."""
 
 
 class Answering:

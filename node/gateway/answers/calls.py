@@ -72,7 +72,7 @@ def form_in(request: Request, template: str | None) -> CallForm | None:
 
 
 def thought_in(request: Request, template: str | None) -> ThoughtForm | None:
-    """The same, of a thought before everything else; whether the prompt has begun it is not known yet."""
+    """How answers to this request begin with a thought; None = they do not. Whether the prompt has begun the thought is not known yet."""
     return thought_form(template) if template is not None and request.is_conversation else None
 
 

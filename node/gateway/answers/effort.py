@@ -56,19 +56,15 @@ def variables_of(effort: Effort | None, template: str | None) -> dict[str, str |
     if takes_levels and (level in LEVELS or re.search(f"['\"]{level}['\"]", text)):
         found[EFFORT] = level
     thinks = has_channels(text) or thought_form(text) is not None
-    if (
-        found
-        or effort.is_wish
-        or (level == NONE and not (thinks or takes_levels))
-        or (level == SOME and (thinks or takes_levels))
-    ):
+    does_so_anyway = level == (SOME if thinks or takes_levels else NONE)
+    if found or effort.is_wish or does_so_anyway:
         return found
     raise RefusedError(_why_not(effort, takes_levels, thinks), effort.param)
 
 
 def _why_not(effort: Effort, takes_levels: bool, thinks: bool) -> str:
     if takes_levels:
-        return f"{effort.param}: this model thinks as much as low, medium or high say, got {effort.level}"
+        return f"{effort.param}: this model takes low, medium or high, got {effort.level}"
     if thinks:
-        return f"{effort.param}: this model thinks, and its chat template has no word for how much; leave it out"
-    return f"{effort.param}: this model's chat template knows no thoughts; leave it out, or ask a model that thinks"
+        return f"{effort.param}: this model thinks, and its chat template has no variable that says how much; leave it out"
+    return f"{effort.param}: this model's chat template does not say that it thinks; leave it out, or ask a model that thinks"

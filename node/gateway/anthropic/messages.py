@@ -108,7 +108,7 @@ class CountBody(Strict):
 
     @property
     def effort(self) -> Effort | None:
-        """How much the model thinks. What shall not think and cannot but do so, thinks unseen."""
+        """How much the model thinks. A model that cannot be told not to think does so, and its thoughts are left out."""
         if self.thinking is None or isinstance(self.thinking, ThinkingAdaptive):
             return None
         is_off = isinstance(self.thinking, ThinkingOff)

@@ -14,11 +14,9 @@ from collections.abc import Iterable, Mapping
 from protocols.errors import ModelNotSupportedError
 from swarm.thin.grammar.answer_form import AnswerForm, CallRules, OfferedCall, ThoughtForm
 from swarm.thin.grammar.layout_grammar import LayoutRules
-from swarm.thin.grammar.marks import json_rule, literal, token
+from swarm.thin.grammar.marks import ANY, json_rule, literal, token
 from swarm.thin.grammar.python_grammar import python_lines
 from swarm.thin.grammar.thought_grammar import thought_lines
-
-ANY = r"(.|\n)"
 
 
 def lark(form: AnswerForm, added: Mapping[str, int], special: frozenset[int], ends: Iterable[int]) -> str:

@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+ANY = r"(.|\n)"
+"""Any letter, in a regular expression."""
+
 JSON_FORM: dict[str, Any] = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """One way to write each value: else a model may go on with blanks for ever."""
 

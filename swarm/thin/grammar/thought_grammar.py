@@ -10,9 +10,7 @@ import re
 from collections.abc import Mapping
 
 from swarm.thin.grammar.answer_form import ThoughtForm
-from swarm.thin.grammar.marks import literal, token
-
-ANY = r"(.|\n)"
+from swarm.thin.grammar.marks import ANY, literal, token
 
 MAX_BLANKS = 4
 """Letters of white space between the marks and what stands beside them."""
