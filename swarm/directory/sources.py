@@ -3,6 +3,7 @@
 Those that have answered before, and among every three a new one.
 
 New sources are named by other peers, so most of them may be made up: they never replace, nor delay, those that have answered.
+One that answered before and fails now is asked again after all others: it may be our own network that is down.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ MAX_ANSWERED = 64
 
 FANOUT = 3
 """Peers asked at once; if they all fail, twice as many, and so on."""
+
+MAX_LOST = 16
+"""Peers that answered once and failed since, the last ones."""
 
 AVOID_LOOKS = 5
 """Looks for which a newcomer that did not answer is not asked again."""
@@ -50,6 +54,8 @@ class Sources:
         self._proven = {source.peer: source for source in given}
         """Given, or has answered; who is asked first stands first."""
         self._untried: dict[PeerId, Source] = {}
+        self._lost: dict[PeerId, Source] = {}
+        """Answered once, and failed since; the last one stands last."""
         self._dead: dict[PeerId, int] = {}
         """Looks for which a newcomer that did not answer is left alone."""
 
@@ -61,8 +67,9 @@ class Sources:
         while True:
             turn = [*itertools.islice(proven, NEW_EVERY - 1), *itertools.islice(fresh, 1)]
             if not turn:
-                return
+                break
             yield from turn
+        yield from reversed([one for peer, one in self._lost.items() if peer not in self._untried])
 
     def rounds(self) -> Iterator[list[Source]]:
         """Sources to ask at once; the next round only if none of the one before has answered."""
@@ -73,21 +80,28 @@ class Sources:
 
     def answered(self, source: Source) -> None:
         """It comes last the next time, so that others are asked, too."""
-        self._untried.pop(source.peer, None)
-        self._proven.pop(source.peer, None)
+        self._forget(source.peer)
         self._proven[source.peer] = source
         surplus = [peer for peer, one in self._proven.items() if not one.is_given][:-MAX_ANSWERED]
         for peer in surplus:
             del self._proven[peer]
 
     def failed(self, source: Source) -> None:
-        """Forget it; one that was given is asked last."""
-        self._untried.pop(source.peer, None)
-        self._proven.pop(source.peer, None)
+        """Ask it last if it was given or has answered before; else forget it."""
+        has_answered = source.peer in self._proven or source.peer in self._lost
+        self._forget(source.peer)
         if source.is_given:
             self._proven[source.peer] = source
-        else:
-            self._dead[source.peer] = AVOID_LOOKS
+            return
+        self._dead[source.peer] = AVOID_LOOKS
+        if has_answered:
+            self._lost[source.peer] = source
+        while len(self._lost) > MAX_LOST:
+            del self._lost[next(iter(self._lost))]
+
+    def _forget(self, peer: PeerId) -> None:
+        for book in (self._untried, self._proven, self._lost):
+            book.pop(peer, None)
 
     def learn(self, records: Sequence[PeerRecord]) -> None:
         """Note peers that we have not heard of, and what is new about the others."""

@@ -35,6 +35,9 @@ GOOD_BYE_S = 1.5
 _MAX_ANSWERING = 256
 """Addresses that may answer between two times of writing down; the file keeps fewer, and chooses by age."""
 
+_MAX_MET = 32
+"""Addresses that answered last in this process; they are asked again if all contacts are lost, with or without a file."""
+
 NOBODY = (
     "no peer to ask: none was named, and none is remembered from an earlier time; expected --peer with an address of any node"
 )
@@ -75,7 +78,7 @@ class FindConfig:
 
 
 NOBODY_ELSE = FindConfig()
-"""Those who were named, and no others."""
+"""Those who were named, and whom we met through them."""
 
 
 class Finder:
@@ -93,6 +96,8 @@ class Finder:
         """How neighbours are found here, for people."""
         self._answering: dict[PeerAddress, None] = {}
         """Who has answered where, newest last, since that was last written down."""
+        self._met: dict[PeerAddress, None] = {}
+        """Who has answered where in this process, newest last."""
         self._writing = threading.Lock()
 
     # --- neighbours
@@ -151,16 +156,18 @@ class Finder:
     # --- memory
 
     def remembered(self) -> list[PeerAddress]:
-        """The nodes of this machine, then the last known peers, the longest known first."""
-        return [address for address in self._config.known(time.time()) if address.peer != self._me]
+        """Nodes of this machine, the last known peers (the longest known first), and those that answered last in this process.
+
+        Given peers may all be gone after a while; without the last ones, a peer that loses its contacts would then stay alone.
+        """
+        known = dict.fromkeys([*self._config.known(time.time()), *reversed(self._met)])
+        return [address for address in known if address.peer != self._me]
 
     def note_answering(self, addresses: Iterable[PeerAddress]) -> None:
         """These have just answered."""
-        for address in addresses:
-            self._answering.pop(address, None)
-            self._answering[address] = None
-        while len(self._answering) > _MAX_ANSWERING:
-            del self._answering[next(iter(self._answering))]
+        newest = tuple(addresses)
+        _note(self._answering, newest, _MAX_ANSWERING)
+        _note(self._met, newest, _MAX_MET)
 
     def write_down(self, failed: Sequence[PeerAddress] = ()) -> None:
         """Bring the file up to date. Blocks for as long as the disk takes."""
@@ -180,6 +187,15 @@ class Finder:
         if self._file is not None and (answered or failed):
             with self._writing:
                 known_peers.update(self._file, answered, failed, time.time())
+
+
+def _note(book: dict[PeerAddress, None], newest: Iterable[PeerAddress], most: int) -> None:
+    """Put them last, and forget the first ones beyond `most`."""
+    for address in newest:
+        book.pop(address, None)
+        book[address] = None
+    while len(book) > most:
+        del book[next(iter(book))]
 
 
 async def in_thread(function: Callable[[], bool]) -> bool:

@@ -38,6 +38,9 @@ _FIRST_PAUSE_S = 0.5
 
 _LONGEST_PAUSE_S = 15.0
 
+_WATCH_S = 1.0
+"""How soon a peer that has lost all contacts looks for others."""
+
 _REFUSALS = (BadRequestError, ProtocolVersionError, PrivateSwarmError, NotAllowedError)
 
 
@@ -168,7 +171,7 @@ class Joiner:
             self._has_asked.set()
             if is_in:
                 pause_s = _FIRST_PAUSE_S
-                await self._news_within(max(0.0, looked_s + times.look_around_s - clock()))
+                await self._news_within(min(_WATCH_S, max(0.0, looked_s + times.look_around_s - clock())))
                 with contextlib.suppress(PeerUnreachableError):  # the DHT is being started again
                     if clock() - looked_s >= times.look_around_s:
                         looked_s = clock()

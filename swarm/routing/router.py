@@ -225,8 +225,7 @@ class Router:
         """There is no way without them: ask those that we avoid whether they are back. True where one is."""
         now_s = self._now_s()
         avoided = {o.record.peer: o.record for o in offers if self.experience.blame.is_avoided(o.record.peer, now_s)}
-        moved = self._shown.moved & avoided.keys()
-        self._shown.moved -= moved
+        moved = self._shown.take_moved(avoided.keys())
         may_ask = self.experience.blame.can_be_asked_again
         askable = [record for peer, record in avoided.items() if may_ask(peer, now_s, has_moved=peer in moved)]
         for record in askable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Protocol
 
 from protocols.defaults import RECORD_LIFE_S
@@ -59,7 +59,7 @@ class Shown:
         """When the directory was last read."""
         self._seen: dict[PeerId, tuple[float, PeerRecord]] = {}
         """Records by peer, and when the directory last showed them."""
-        self.moved: set[PeerId] = set()
+        self._moved: set[PeerId] = set()
         """Peers whose addresses have changed: they were started again, and have not been asked there yet."""
         self._was_served = False
         """Were our very weights served when we looked?"""
@@ -82,9 +82,9 @@ class Shown:
         now_s = self._now_s()
         self._seen = {peer: seen for peer, seen in self._seen.items() if now_s - seen[0] < RECORD_LIFE_S}
         before = {peer: record.addresses for peer, (_, record) in self._seen.items()}
-        self.moved |= {one.peer for one in peers if before.get(one.peer, one.addresses) != one.addresses}
+        self._moved |= {one.peer for one in peers if before.get(one.peer, one.addresses) != one.addresses}
         self._seen |= {record.peer: (now_s, record) for record in peers}
-        self.moved &= self._seen.keys()
+        self._moved &= self._seen.keys()
         offers = named(peers, self._weights.model.name)
         ours = self._ours(offers, None)
         self._was_served = self._was_served or bool(ours)
@@ -102,6 +102,12 @@ class Shown:
             return ()
         self._looked_s = self._now_s()
         return peers
+
+    def take_moved(self, peers: Set[PeerId]) -> Set[PeerId]:
+        """Those of `peers` whose addresses have changed since they were last taken: each is told once for each change."""
+        moved = self._moved & peers
+        self._moved -= moved
+        return moved
 
     def remembered(self, dtype: str | None) -> list[Offer]:
         """What the directory has shown within the life of a record. Who has left since does not answer, and is blamed then."""

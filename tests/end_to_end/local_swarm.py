@@ -98,6 +98,10 @@ class LocalSwarm:
     def renew(self) -> None:
         """All nodes alive, no fault armed, and a client that blames no peer: the next case is like the first."""
         self.heal()
+        self.renew_client()
+
+    def renew_client(self) -> None:
+        """A client that blames no peer; what it knows of the DHT stays."""
         if self.model is not self._anchor:
             self.model.close()
         self.model = self.new_model()

@@ -112,3 +112,17 @@ def test_three_sessions_survive_the_same_death(swarm: LocalSwarm) -> None:
     assert not fault.exists()
     assert any(answer.replaced for answer in answers)
     swarm.pauses_s += [pause_s for answer in answers for pause_s in answer.pauses_s]
+
+
+def test_a_client_outlives_every_node_that_it_knew(swarm: LocalSwarm) -> None:
+    """Each node dies and comes back at another port, one half after the other; the addresses that the client was given are dead then."""
+    ids = swarm.prompt(SEED + 500)
+    for half in (swarm.names[:3], swarm.names[3:]):
+        victims = [swarm.nodes[name] for name in half]
+        for victim in victims:
+            os.kill(victim.pid, signal.SIGKILL)
+        assert all(victim.has_ended(60.0) for victim in victims)
+        for heal in (lambda: None, swarm.heal):
+            heal()
+            swarm.renew_client()
+            assert swarm.answer(ids).tokens == swarm.expected(ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from protocols.services import Method
 from swarm.directory import answering
 from swarm.directory.answering import Answers
 from swarm.directory.remote import MAX_CHECKED, RemoteDirectory, log
-from swarm.directory.sources import FANOUT, MAX_UNTRIED, Source
+from swarm.directory.sources import FANOUT, MAX_LOST, MAX_UNTRIED, Source, Sources
 from swarm.rpc.call import Call
 from tests.hosting import hosted
 from tests.logged import logged
@@ -126,6 +127,34 @@ async def test_the_next_peers_are_asked_where_the_first_are_dead() -> None:
     remote = directory(peers, *dead, ALICE)
     assert await seen(remote) == {BOB.peer_id}
     assert ALICE.peer_id in remote.sources and set(remote.sources) >= {one.peer_id for one in dead}  # given ones stay
+
+
+async def test_a_client_comes_back_by_those_who_answered_once_if_the_given_ones_are_gone() -> None:
+    """Its network was down for a while, and the node that its user named has left for good."""
+    peers = Peers({ALICE.peer_id: [record(BOB)], BOB.peer_id: [record(CAROL)]})
+    clock = [NOW_S]
+    remote = directory(peers, ALICE, clock=clock)
+    await seen(remote)
+    assert await seen(remote) == {BOB.peer_id, CAROL.peer_id}
+    answers, peers.answers = peers.answers, {}
+    clock[0] += 100.0
+    with pytest.raises(PeerUnreachableError):
+        await seen(remote)
+    peers.answers = {BOB.peer_id: [record(DAVE, expires_s=clock[0] + 30)]}
+    assert ALICE.peer_id in answers and await seen(remote) == {DAVE.peer_id}
+    assert remote.sources[-1] != BOB.peer_id, "it has answered again, so it is asked as others are"
+
+
+def test_few_of_the_lost_are_remembered_and_nobody_who_never_answered() -> None:
+    rng = random.Random(1)
+    peers = [from_seed(number.to_bytes(32)).peer_id for number in range(2_000, 2_000 + 2 * MAX_LOST)]
+    sources = Sources([], rng)
+    for peer in peers:
+        source = Source(peer=peer, addresses=("x:1",))
+        sources.answered(source)
+        sources.failed(source)
+    sources.failed(Source(peer=DAVE.peer_id, addresses=("x:1",)))
+    assert [source.peer for source in sources] == peers[: MAX_LOST - 1 : -1]
 
 
 def crowd(count: int) -> list[tuple[PeerId, SignedEntry]]:

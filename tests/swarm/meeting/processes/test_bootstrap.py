@@ -17,9 +17,10 @@ import pytest
 from protocols.errors import ConfigError, PeerUnreachableError
 from protocols.identity import from_seed
 from swarm.dht.address import PeerAddress
+from swarm.dht.neighbourhood import Neighbourhood
 from swarm.lan import mdns
 from swarm.meeting import known_peers
-from swarm.meeting.bootstrap import FindConfig
+from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.meeting.neighbours import Neighbours
 from swarm.peer import peer as module
 from swarm.peer.config import PeerConfig
@@ -55,6 +56,42 @@ async def test_whoever_was_met_once_is_found_without_an_address(tmp_path: Path) 
         async with Peer(config) as second:
             await second.joined()
             assert second.num_neighbours and texts == ["joined: 1 of 1 remembered peers answer"]
+
+
+@pytest.mark.parametrize("loses", ["forgets all", "starts its daemon again"])
+async def test_a_client_whose_given_peers_are_gone_comes_back_by_those_that_it_has_met(loses: str, tmp_path: Path) -> None:
+    """It keeps no file. The machine slept, say, so that nobody answered in time and all were forgotten."""
+    async with (
+        Peer(PeerConfig(data_dir=tmp_path)) as given,
+        Peer(PeerConfig(data_dir=tmp_path, bootstrap=given.multiaddrs)) as other,
+    ):
+        await met(given)
+        async with client(NOBODY_ELSE, *given.multiaddrs) as lonely:
+            await lonely.hello(other.peer_id, other.addresses)
+            await given.__aexit__()
+            before = lonely._dht._running
+            if loses == "forgets all":
+                await forget(before)
+                assert not lonely.num_neighbours
+            else:
+                before.p2p._child.kill()
+                async with asyncio.timeout(60):
+                    while lonely._dht._node in (before, None):  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+            await met(lonely)
+            assert other.peer_id in neighbours_of(lonely._dht._running)
+
+
+def neighbours_of(member: Neighbourhood) -> set[str]:
+    return {str(peer) for peer in member.routing_table.uid_to_peer_id.values()}
+
+
+async def forget(member: Neighbourhood) -> None:
+    """As if none had answered."""
+    for peer in tuple(member.routing_table.uid_to_peer_id.values()):
+        member.leave_alone(peer)
+    while member.routing_table.uid_to_peer_id:  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
 async def test_the_memory_is_of_one_swarm_and_checked(
