@@ -60,7 +60,7 @@ async def test_whoever_was_met_once_is_found_without_an_address(tmp_path: Path) 
 
 @pytest.mark.parametrize("loses", ["forgets all", "starts its daemon again"])
 async def test_a_client_whose_given_peers_are_gone_comes_back_by_those_that_it_has_met(loses: str, tmp_path: Path) -> None:
-    """It keeps no file. The machine slept, say, so that nobody answered in time and all were forgotten."""
+    """It keeps no file. The machine slept, say, so that no peer answered in time and all were forgotten."""
     async with (
         Peer(PeerConfig(data_dir=tmp_path)) as given,
         Peer(PeerConfig(data_dir=tmp_path, bootstrap=given.multiaddrs)) as other,
