@@ -67,6 +67,11 @@ class ChannelReader:
         self._has_said = False
         """There was a message of text before."""
 
+    @property
+    def is_thinking(self) -> bool | None:
+        """What came last is of a thought; None: a message has not begun."""
+        return None if self._head is None else not (self._is_text or self._is_call)
+
     def feed(self, text: str) -> Iterator[str | Sent | Thought]:
         """What is certain now."""
         self._held += text

@@ -81,6 +81,8 @@ class TextOut:
         """Monotonic times of the first and the last token."""
         self.text = ""
         """All that was written."""
+        self.newest = ""
+        """Text that the last token has made certain, also what no one gets."""
         self.is_thinking = False
         """What came last is a thought, and no text."""
         self.stopped_by: str | None = None
@@ -112,7 +114,8 @@ class TextOut:
 
     def _add(self, token: int) -> Parts:
         self._ids.append(token)
-        self._emit(self._certain(*(yield self._runs())))
+        self.newest = self._certain(*(yield self._runs()))
+        self._emit(self.newest)
         self._emit(self._reading.marks.get(token, "") if self._reading is not None else "")
         if self._ends is not None:
             near = [*self._prompt, *self._ids[-NEAR_TOKENS:]]

@@ -31,6 +31,11 @@ NEAR_END = 32
 class Reader(Protocol):
     """Splits one answer, as it comes."""
 
+    @property
+    def is_thinking(self) -> bool | None:
+        """What came last is of a thought, or of its marks; None: what comes next says so."""
+        ...
+
     def feed(self, text: str) -> Iterator[str | Sent | Thought]:
         """What is certain now."""
         ...
@@ -48,6 +53,11 @@ class ThoughtReader:
         self._step: Callable[[], Iterator[str | Thought]] = self._think if form.is_open else self._begin
         self._drops_blanks = form.is_open
         """Nothing has come of the thought, or of the text behind it."""
+
+    @property
+    def is_thinking(self) -> bool | None:
+        """As of `Reader`."""
+        return None if self._step == self._begin else self._step == self._think
 
     def feed(self, text: str) -> Iterator[str | Thought]:
         """What is certain now."""

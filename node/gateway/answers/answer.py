@@ -47,6 +47,9 @@ class End:
     num_cached: int = 0
     """Tokens of the prompt that were not computed again, since hops had kept them of an earlier request."""
 
+    num_thought: int = 0
+    """Of the new tokens, those of thoughts and their marks."""
+
     stop: str | None = None
     """The stop text of the request that has ended it."""
 
@@ -82,6 +85,9 @@ class Usage:
     """Of these, tokens that hops had kept of an earlier request; known with the end of an answer."""
 
     num_new: int = 0
+    num_thought: int = 0
+    """Of these, tokens of thoughts and their marks."""
+
     load_s: float = 0.0
     """Seconds until the prompts were encoded."""
 
@@ -96,6 +102,7 @@ class Usage:
 
     def add(self, end: End) -> None:
         self.num_new += end.num_new
+        self.num_thought += end.num_thought
         self.num_cached += end.num_cached
 
 

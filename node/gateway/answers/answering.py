@@ -128,7 +128,8 @@ class Answering:
     def _context(self) -> AnswerContext:
         return AnswerContext(
             served=self.served, request=self.request, form=self._form, marks=self._marks, meter=self._meter, usage=self.usage,
-            trace=self.trace, tokenize_ms=self._tokenize_s * 1e3,
+            trace=self.trace, tokenize_ms=self._tokenize_s * 1e3, thought=self._thought,
+            calls=form_in(self.request, self.served.model.tokenizer.chat_template),
         )  # fmt: skip
 
 

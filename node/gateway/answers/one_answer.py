@@ -15,8 +15,9 @@ from node.gateway.answers.prompts import most_new
 from node.gateway.answers.request import Request
 from node.gateway.answers.traces import RequestTrace
 from node.gateway.callers.meter import Meter
+from node.gateway.tools.thoughts import ThoughtTokens, reader_of
 from swarm.thin.generation import Constraint, TokenSequence, generate
-from swarm.thin.grammar.answer_form import AnswerForm
+from swarm.thin.grammar.answer_form import AnswerForm, CallForm, ThoughtForm
 from swarm.thin.sampling import Chooser
 from swarm.thin.scoring import ScoringChooser
 from swarm.thin.stops import Stops
@@ -35,8 +36,14 @@ class AnswerContext:
     form: AnswerForm | None
     """What each answer must look like; None = any text."""
 
+    calls: CallForm | None
+    """How each answer writes calls; None = it has none."""
+
     marks: Mapping[int, str]
     """Tokens that are marks of calls or thoughts and no text; they are needed to find both."""
+
+    thought: ThoughtForm | None
+    """How each answer begins with a thought; None = it does not, or in a channel."""
 
     meter: Meter
     usage: Usage
@@ -59,6 +66,8 @@ class OneAnswer:
         self._pieces: list[str] = []
         """Text that is certain, and not part of an event yet."""
         self._out = self._text_out()
+        reader = reader_of(context.calls, context.thought)
+        self._thoughts = None if reader is None else ThoughtTokens(reader)
         self._num_new, self._is_whole = 0, False
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -106,7 +115,9 @@ class OneAnswer:
         scores = () if is_end else await self._scores()
         if context.form is None or not is_end:  # an end token may have a text
             await driven(self._out.putting([token]), context.served.decode_all)
-            self._out.insert(context.marks.get(token, ""))
+            self._out.insert(mark := context.marks.get(token, ""))
+            if self._thoughts is not None and not is_end:
+                self._thoughts.add(self._out.newest + mark)
         return scores
 
     async def _scores(self) -> tuple[TokenText, ...]:
@@ -131,8 +142,9 @@ class OneAnswer:
         stop = out.stopped_by if out.stopped_by in request.stops else None
         replaced = self._model.num_replaced(sequence)
         return End(
-            choice=self._choice, reason=reason, num_new=self._num_new, num_cached=num_cached, stop=stop, num_replaced=replaced
-        )
+            choice=self._choice, reason=reason, num_new=self._num_new, num_cached=num_cached, stop=stop, num_replaced=replaced,
+            num_thought=0 if self._thoughts is None else self._thoughts.num,
+        )  # fmt: skip
 
     def _constraint(self) -> AbstractAsyncContextManager[Constraint | None]:
         """What keeps the answer to its form."""

@@ -262,6 +262,7 @@ class MessageWriter(Writer):
         return {
             "input_tokens": usage.num_prompt - usage.num_cached, "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": usage.num_cached, "output_tokens": usage.num_new,
+            "output_tokens_details": {"thinking_tokens": usage.num_thought},
         }  # fmt: skip
 
 

@@ -99,6 +99,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.num_new,
         "total_tokens": usage.num_prompt + usage.num_new,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.num_thought},
     }
 
 

@@ -310,7 +310,7 @@ def usage_of(usage: Usage) -> dict[str, Any]:
         "input_tokens": usage.num_prompt,
         "input_tokens_details": {"cached_tokens": usage.num_cached, "cache_write_tokens": 0},
         "output_tokens": usage.num_new,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.num_thought},
         "total_tokens": usage.num_prompt + usage.num_new,
     }
 

@@ -1,4 +1,4 @@
-"""A thought before text and calls of tools."""
+"""A thought before text and calls of tools, and how many tokens it has."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from node.gateway.tools.call_layout import Tools
 from node.gateway.tools.channels import ChannelFinder
 from node.gateway.tools.tool_calls import CallFinder, ToolCall
-from swarm.thin.channels import Thought
+from swarm.thin.channels import ChannelReader, Thought
 from swarm.thin.grammar.answer_form import CallForm, ThoughtForm
-from swarm.thin.thoughts import ThoughtReader
+from swarm.thin.thoughts import Reader, ThoughtReader
 
 
 class ThoughtFinder:
@@ -35,6 +35,36 @@ class ThoughtFinder:
                 yield part
             else:
                 yield from self._behind.feed(part)
+
+
+class ThoughtTokens:
+    """Counts the tokens of an answer's thoughts, those of their marks included."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self._num_open = reader, 0
+        """The second: tokens of which the next ones say whether they begin a thought."""
+        self.num = 0
+
+    @property
+    def is_thinking(self) -> bool:
+        """The answer is in a thought."""
+        return self._reader.is_thinking is True
+
+    def add(self, text: str) -> None:
+        """One token more. text: what it has made certain, with its mark; "" if it ends in half a letter."""
+        before, has_thought = self._reader.is_thinking, any(isinstance(one, Thought) for one in [*self._reader.feed(text)])
+        self._num_open += 1
+        if before or has_thought or self.is_thinking:
+            self.num, self._num_open = self.num + self._num_open, 0
+        elif before is False or self._reader.is_thinking is False:
+            self._num_open = 0
+
+
+def reader_of(form: CallForm | None, thought: ThoughtForm | None) -> Reader | None:
+    """Of one answer; None: it has no thoughts. Both as of `finder_of`."""
+    if form is not None and form.is_channels:
+        return ChannelReader()
+    return None if thought is None else ThoughtReader(thought)
 
 
 def finder_of(

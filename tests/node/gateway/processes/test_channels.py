@@ -60,6 +60,18 @@ def test_a_model_thinks_calls_and_answers(swarm: WireSwarm) -> None:
     with_client(swarm, work)
 
 
+def test_tokens_of_thoughts_are_counted(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        assert ask(client).usage.completion_tokens_details.reasoning_tokens == 1, "a token is the whole message"
+        result: Any = [{"role": "assistant", "tool_calls": [CALLED]}, {"role": "tool", "tool_call_id": "1", "content": "42"}]
+        assert ask(client, *result).usage.completion_tokens_details.reasoning_tokens == 0
+
+    with_client(swarm, work)
+
+
+CALLED = {"id": "1", "type": "function", "function": {"name": "add", "arguments": ARGUMENTS}}
+
+
 def call_message(call: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]}
 

@@ -106,6 +106,37 @@ def test_an_answer_that_ends_in_its_thought_is_one_and_a_stop_text_may_end_it(sw
     with_client(swarm, work)
 
 
+def test_every_api_counts_the_tokens_of_thoughts(swarm: WireSwarm) -> None:
+    """Those of the marks included: the thought is one token, and so is each mark. A prompt may have the first one."""
+
+    def work(client: OpenAI) -> None:
+        for first, num in (([], 3), ([BEGIN], 2)):
+            usage = client.chat.completions.create(model="tiny", messages=[*first, USER], tools=[TOOL]).usage
+            assert usage is not None and usage.completion_tokens_details is not None
+            assert (usage.completion_tokens_details.reasoning_tokens, usage.completion_tokens) == (num, num + 5)
+        assert ask(client, max_tokens=2).usage.completion_tokens_details.reasoning_tokens == 2, "it is cut in its thought"
+        assert ask(client, reasoning_effort="none").usage.completion_tokens_details.reasoning_tokens == 0
+        assert ask(client, n=2).usage.completion_tokens_details.reasoning_tokens == 6
+        *_, last = ask(client, stream=True, stream_options={"include_usage": True})
+        assert last.usage.completion_tokens_details.reasoning_tokens == 3
+        made: Any = client.responses.create(model="tiny", input="And?")
+        assert made.usage.output_tokens_details.reasoning_tokens == 3
+        *_, done = client.responses.create(model="tiny", input="And?", stream=True)
+        assert done.response.usage.output_tokens_details.reasoning_tokens == 3
+        text: Any = client.completions.create(model="tiny", prompt=":", max_tokens=4)
+        assert text.choices[0].text.startswith(THOUGHT) and text.usage.completion_tokens_details.reasoning_tokens == 0
+        with Anthropic(
+            base_url=str(client.base_url).removesuffix("/v1/"), api_key="none", max_retries=0, timeout=LIMIT_S
+        ) as other:
+            asked: Any = {"model": "tiny", "max_tokens": 50, "messages": [USER]}
+            usages = [other.messages.create(**asked).usage]
+            with other.messages.stream(**asked) as stream:
+                usages.append(stream.get_final_message().usage)
+        assert [one.output_tokens_details and one.output_tokens_details.thinking_tokens for one in usages] == [3, 3]
+
+    with_client(swarm, work)
+
+
 def test_json_and_forced_calls_come_behind_the_thought(swarm: WireSwarm) -> None:
     def work(client: OpenAI) -> None:
         for first in ([], [BEGIN]):
