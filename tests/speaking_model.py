@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import transformers
@@ -23,13 +24,15 @@ def make_speaker(
     says: Mapping[str, str],
     special: Sequence[str] = (),
     ends: Sequence[str] = ("<end>",),
+    or_says: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """A checkpoint that says what `says` says, token by token. ends: tokens that end an answer; the first follows what nothing follows."""
+    """A checkpoint that says what `says` says, token by token. ends: tokens that end an answer; the first follows what nothing follows.
+    or_says: what it says instead, if a mask forbids that."""
     path = make_llama(folder)
     add_byte_tokenizer(path)
     (path / "chat_template.jinja").write_text(template)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-    words = dict.fromkeys(word for pair in says.items() for word in pair if len(word) > 1)
+    words = dict.fromkeys(word for pair in [*says.items(), *or_says.items()] for word in pair if len(word) > 1)
     tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in words if word not in special])
     tokenizer.add_special_tokens({"eos_token": "<end>", "additional_special_tokens": list(special)})
     tokenizer.save_pretrained(path)
@@ -45,6 +48,8 @@ def make_speaker(
         head = torch.zeros_like(seen)
         for before, after in follows.items():
             head[after] += seen[before]
+        for before, after in or_says.items():
+            head[ids[after]] += seen[ids[before]] / 2
         model.lm_head.weight.copy_(head)
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()

@@ -31,8 +31,11 @@ MARKS = ("<|start|>", "<|channel|>", "<|constrain|>", BODY, "<|end|>", "<|call|>
 
 CHANNEL, RECIPIENT = re.compile(r"<\|channel\|>\s*(\w+)"), re.compile(r"\bto=(?:functions\.)?([^\s<]+)")
 THOUGHTS = "analysis"
-FINAL = f"<|channel|>final{BODY}"
-"""Before an answer that has to be JSON."""
+FINAL, THINK = f"<|channel|>final{BODY}", f"<|channel|>{THOUGHTS}{BODY}"
+"""Before an answer that has to be JSON, and before a thought."""
+
+NEXT = "<|start|>assistant"
+"""Behind the end of a message, if another one follows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from swarm.thin.channels import MARKS, ChannelReader, Sent, Thought, Tokenizer, has_channels, length_of_start, marks_of
+from swarm.thin.channels import (
+    ENDS,
+    MARKS,
+    NEXT,
+    THINK,
+    ChannelReader,
+    Sent,
+    Thought,
+    Tokenizer,
+    has_channels,
+    length_of_start,
+    marks_of,
+)
 from swarm.thin.grammar.answer_form import ThoughtForm
 
 FORMS = (
@@ -20,6 +32,9 @@ FORMS = (
     ThoughtForm(begin="<seed:think>", end="</seed:think>"),
 )
 """The first whose end a template names counts. The second is Magistral's, the third Seed-OSS'."""
+
+MESSAGE = ThoughtForm(begin=THINK, end=ENDS[0], behind=NEXT)
+"""gpt-oss': a message in a channel, of which `ChannelReader` reads the answers."""
 
 MAX_BLANKS = 64
 """Letters of white space before a mark that are dropped; what has more before its first mark, is text."""

@@ -23,7 +23,7 @@ from node.gateway.tools.calling import Calling, rules_of
 from swarm.clock import Clock
 from swarm.thin.channels import FINAL, marks_of
 from swarm.thin.grammar.answer_form import AnswerForm, ThoughtForm
-from swarm.thin.thoughts import form_behind_ids
+from swarm.thin.thoughts import MESSAGE, form_behind_ids
 
 AHEAD = 4
 """Events of a request with several answers that wait for a slow reader; then its answers pause. One answer pauses at once."""
@@ -140,7 +140,10 @@ def form_of(request: Request, template: str | None) -> AnswerForm | None:
     if request.schema is None and rules is None:
         return None
     found = form_in(request, template)
-    return AnswerForm(schema=request.schema, calls=rules, lead=FINAL if found is not None and found.is_channels else "")
+    if found is None or not found.is_channels:
+        return AnswerForm(schema=request.schema, calls=rules)
+    is_free = request.schema is None and rules is not None and not rules.is_forced  # then a thought may be anywhere
+    return AnswerForm(schema=request.schema, calls=rules, lead=FINAL, thought=None if is_free else MESSAGE)
 
 
 def merged(answers: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:

@@ -83,6 +83,9 @@ class ThoughtForm:
 
     begin: str
     end: str
+    behind: str = ""
+    """What else stands before the answer: the thought is a message in a channel of its own."""
+
     is_open: bool = False
     """The prompt has begun it, so the answer begins in it."""
 

@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerFast
 from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.call_forms import FORMS, form_of
 from node.gateway.tools.calling import Calling, rules_of
+from node.gateway.tools.channels import ChannelFinder
 from node.gateway.tools.thoughts import finder_of
 from node.gateway.tools.tool_calls import ToolCall, tools_of
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.channels import FINAL
+from swarm.thin.channels import FINAL, THINK, Thought
 from swarm.thin.grammar.answer_form import AnswerForm, ThoughtForm
 from swarm.thin.grammar.grammar import Grammar
-from swarm.thin.thoughts import ThoughtReader
+from swarm.thin.thoughts import MESSAGE, ThoughtReader
 from tests.families import add_byte_tokenizer
 
 TEMPLATES = {
@@ -279,6 +280,29 @@ def test_a_thought_comes_first_and_is_free(tmp_path: Path, family: str | None, w
     else:
         rest, calls = parsed(family, text)
         assert token == speaker.end and calls and not rest.strip() and all(map(is_of_schema, calls)), text
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_message_of_thoughts_comes_first_and_is_free(speaker: Speaker, is_json: bool) -> None:
+    either = AnswerForm(schema='{"enum": [[1]]}', lead=FINAL) if is_json else form("gpt-oss", FORCED)
+    thought = f"{THINK}hm </thi {'x' * 20}"
+    for starts in (thought + "<|end|><|start|>assistant", FINAL if is_json else "<|channel|>commentary"):
+        speaker.grammar.begin(replace(either, thought=MESSAGE))
+        token, said = None, speaker.tokenizer.encode(starts, add_special_tokens=False)
+        for one in said:
+            assert one in (allowed := speaker.allowed(token)) and speaker.end not in allowed
+            token = one
+        for _ in range(2000):
+            if (token := speaker.random.choice(speaker.allowed(token))) == speaker.end:
+                break
+            said.append(token)
+        finder = ChannelFinder(tools_of(TOOLS))
+        text = speaker.tokenizer.decode(said)
+        found = [*finder.feed(text), *finder.rest()]
+        thoughts = "".join(one.text for one in found if isinstance(one, Thought))
+        assert thoughts == (thought.removeprefix(THINK) if starts.startswith(THINK) else "")
+        rest, calls = "".join(one for one in found if isinstance(one, str)), [one for one in found if isinstance(one, ToolCall)]
+        assert token == speaker.end and (json.loads(rest) == [1] if is_json else not rest and all(map(is_of_schema, calls)))
 
 
 @pytest.mark.parametrize("family", ["llama", "python", "qwen"])

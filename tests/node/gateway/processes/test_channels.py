@@ -35,6 +35,27 @@ TEMPLATE = (
 )
 
 
+YES: Any = {"type": "json_schema", "json_schema": {"name": "yes", "schema": {"enum": ["yes"]}}}
+SMALL: Any = {"type": "function", "function": {"name": "add", "strict": True, "parameters": {
+    "type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False,
+}}}  # fmt: skip
+THINKER = {
+    ":": "<|channel|>", "<|channel|>": "analysis", "analysis": "<|message|>", "<|message|>": "Hm.", "Hm.": "<|end|>",
+    "<|end|>": "<|start|>", "<|start|>": "assistant", "assistant": "<|channel|>", "final": "<|message|>",
+}  # fmt: skip
+"""Thinks in one message after the other."""
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
+    folder, ends = tmp_path_factory.mktemp("thinkers") / "tiny", ("<|return|>", "<|call|>")
+    made = WireSwarm(
+        make_speaker(folder, TEMPLATE, THINKER, MARKS, ends, {"<|channel|>": "final"}), [(0, 3), (3, 6)], with_ends=True
+    )
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
     folder = tmp_path_factory.mktemp("models") / "tiny"
@@ -89,18 +110,28 @@ def test_thoughts_are_streamed_and_are_no_text(swarm: WireSwarm) -> None:
     with_client(swarm, work)
 
 
-def test_calls_and_json_are_forced_into_their_channels(swarm: WireSwarm) -> None:
+def test_calls_are_forced_into_their_channel(swarm: WireSwarm) -> None:
     def work(client: OpenAI) -> None:
         made = ask(client, tool_choice="required", max_tokens=200).choices[0]
         (call,) = made.message.tool_calls
         assert call.function.name == "add" and (made.message.content, made.finish_reason) == (None, "tool_calls")
-        form: Any = {"type": "json_schema", "json_schema": {"name": "yes", "schema": {"enum": ["yes"]}}}
-        made = ask(client, response_format=form, max_tokens=200).choices[0]
-        assert made.message.tool_calls or json.loads(made.message.content) == "yes"
-        made = ask(client, tools=[], response_format=form).choices[0]
-        assert json.loads(made.message.content) == "yes" and not hasattr(made.message, "reasoning_content")
 
     with_client(swarm, work)
+
+
+def test_calls_and_json_that_are_forced_come_behind_a_thought(thinker: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        (made,) = ask(client, tools=[SMALL], tool_choice="required").choices
+        assert [call.function.name for call in made.message.tool_calls] == ["add"]
+        assert (made.message.content, made.message.reasoning_content, made.finish_reason) == (None, "Hm.", "tool_calls")
+        made = ask(client, tools=[], response_format=YES)
+        (choice,) = made.choices
+        assert (json.loads(choice.message.content), choice.message.reasoning_content) == ("yes", "Hm.")
+        assert made.usage.completion_tokens_details.reasoning_tokens == 5
+        (both,) = ask(client, response_format=YES).choices
+        assert json.loads(both.message.content) == "yes" and both.message.reasoning_content == "Hm."
+
+    with_client(thinker, work)
 
 
 def test_other_apis_tell_thoughts_from_text(swarm: WireSwarm) -> None:
