@@ -1,4 +1,4 @@
-"""A thought before text and calls of tools, and how many tokens it has."""
+"""A thought before text and calls, and its number of tokens."""
 
 from __future__ import annotations
 
