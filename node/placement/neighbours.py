@@ -32,9 +32,11 @@ def successors(records: Iterable[PeerRecord], weights: Weights, span: Span) -> l
 
 
 async def keep_measuring(peer: Peer, find: Callable[[], Awaitable[Iterable[PeerRecord]]]) -> NoReturn:
-    """Until cancelled, say hello to the peers that `find` returns, once before each renewal of our record."""
+    """Until cancelled, say hello to the peers that `find` returns, once before each renewal of our record. If `find` fails, as while the
+    DHT is started again, the next turn asks it again."""
     while True:
-        await asyncio.gather(*(_measure(peer, record) for record in await find()))
+        with contextlib.suppress(SwarmError):
+            await asyncio.gather(*(_measure(peer, record) for record in await find()))
         await asyncio.sleep(RECORD_RENEW_S)
 
 

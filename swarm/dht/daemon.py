@@ -11,9 +11,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import types
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import hivemind.p2p.p2p_daemon
+from hivemind.p2p import P2P, P2PDaemonError
+
+T = TypeVar("T")
 
 
 class _View(types.ModuleType):
@@ -32,3 +36,51 @@ class _View(types.ModuleType):
 def install() -> None:
     """For this process; again is harmless."""
     hivemind.p2p.p2p_daemon.asyncio = _View("asyncio")
+
+
+class _Awaited(dict[Any, "asyncio.Future[Any]"]):
+    """Calls by their ids; one that was cancelled counts as unknown.
+
+    hivemind gives each answer to its call. If that was cancelled a moment before, as after this process was stopped, its only reader of
+    answers ends with an InvalidStateError: p2pd still runs, and we hear nothing of it any more.
+    """
+
+    def __contains__(self, call: object) -> bool:
+        found = self.get(call)
+        return found is not None and not found.done()
+
+
+def keep_hearing(p2p: P2P) -> None:
+    """Late answers do not end the reader of answers. Call it before the first call."""
+    p2p._client.control._pending_calls = _Awaited()
+
+
+async def unless_it_ends(p2p: P2P, work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives. P2PDaemonError if p2pd ends first: hivemind would wait for its word for ever."""
+    doing, over = asyncio.create_task(work), asyncio.create_task(ended(p2p))
+    try:
+        await asyncio.wait({doing, over}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            return doing.result()
+        await p2p.shutdown()
+        await forget(p2p)
+        raise P2PDaemonError("it has ended as soon as it had started")
+    finally:
+        for task in (doing, over):
+            task.cancel()
+        await asyncio.gather(doing, over, return_exceptions=True)
+
+
+async def ended(p2p: P2P) -> None:
+    """Returns when p2pd has ended, or is not heard any more."""
+    exited = asyncio.ensure_future(p2p._child.wait())
+    try:
+        await asyncio.wait({exited, p2p._client.control._read_task}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        exited.cancel()
+
+
+async def forget(p2p: P2P) -> None:
+    """After p2pd has ended: the tasks that spoke with it may have failed, since it is gone. Else asyncio would log that."""
+    control = p2p._client.control
+    await asyncio.gather(control._read_task, control._write_task, return_exceptions=True)

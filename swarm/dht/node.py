@@ -116,8 +116,12 @@ class Dht:
                     announce_maddrs=[transport(*self._announce)] if self._announce else None,
                     **{"dht_mode": "client" if self._client_mode else "server", **guard.daemon_options(self._gate)},
                 )
-        except P2PDaemonError as error:
+                daemon.keep_hearing(p2p)
+                return await daemon.unless_it_ends(p2p, self._begin(p2p))
+        except (P2PDaemonError, OSError, EOFError) as error:  # of the latter two, too, if it ends as soon as it has started
             raise ConfigError(f"the daemon of the DHT (p2pd) does not start at {self._listen}: {error}") from None
+
+    async def _begin(self, p2p: P2P) -> Protocol:
         shelf = Shelf(self._rules.rng, self._clock.unix_s, self._rules.has_met)
         return await Protocol.start(
             p2p, shelf, self._signatures, self._rules, client_mode=self._client_mode, guard=self._guard, clock=self._clock
@@ -140,8 +144,8 @@ class Dht:
         return self._node
 
     async def died(self) -> None:
-        """Returns when p2pd has ended."""
-        await self._running.p2p._child.wait()
+        """Returns when p2pd has ended, or is not heard any more."""
+        await daemon.ended(self._running.p2p)
 
     async def stop(self) -> None:
         """End p2pd and remove its sockets, within 2 × STOP_S."""
@@ -259,8 +263,7 @@ async def _end(node: Protocol) -> None:
     except TimeoutError:
         child.kill()
         await child.wait()
-    control = node.p2p._client.control  # its tasks may have failed, since the daemon is gone: else asyncio would log that
-    await asyncio.gather(control._read_task, control._write_task, return_exceptions=True)
+    await daemon.forget(node.p2p)
 
 
 def _reason(error: BaseException) -> str:

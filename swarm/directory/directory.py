@@ -19,7 +19,7 @@ from typing import Protocol
 from protocols.defaults import RECORD_LIFE_S, RECORD_RENEW_S
 from protocols.directory import MAX_ENTRIES, DirectoryReply, DirectoryRequest, encode_names
 from protocols.entries import MAX_LIFE_S, SignedEntry, model_key, names_key
-from protocols.errors import SwarmError
+from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.ids import PeerId
 from protocols.records import MAX_MODELS, PeerRecord, bucket
 from swarm.clock import SYSTEM, Clock
@@ -99,7 +99,11 @@ class Directory:
         said = [(model_key(self._swarm, model, number), payload) for model in self._models] + [
             (names_key(self._swarm, number), names)
         ]
-        return all(await asyncio.gather(*(self._book.store(key, data, self._expires_s) for key, data in said)))
+        try:
+            return all(await asyncio.gather(*(self._book.store(key, data, self._expires_s) for key, data in said)))
+        except PeerUnreachableError as error:  # our DHT is being started again, and then the record is pushed anew
+            log.warning("our record cannot be announced now: %s", error)
+            return False
 
     async def _renew(self) -> None:
         pause_s = self._renew_s

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from protocols import services
@@ -62,7 +62,7 @@ class Trainers:
 
     async def look(self, request: LeaseRequest) -> list[Heard]:
         """Ask all whose records are in the directory, and those that were there before; those that answer."""
-        found = (await self._directory.snapshot(self.run.name)).peers
+        found, is_read = await self._read()
         for record in found:
             if record.peer != self._me and any(role.kind == "trainer" for role in record.roles_of(self.run.digest)):
                 self._records[record.peer] = record
@@ -78,9 +78,17 @@ class Trainers:
         async for peer, answer in answers(tuple(self._records), ask):
             if answer is not None:
                 heard.append(Heard(peer=peer, coordinator=answer.coordinator))
-            elif all(record.peer != peer for record in found):
+            elif is_read and all(record.peer != peer for record in found):
                 del self._records[peer]
         return heard
+
+    async def _read(self) -> tuple[Sequence[PeerRecord], bool]:
+        """The records in the directory, and whether it could be asked: not while our DHT is being started again."""
+        try:
+            return (await self._directory.snapshot(self.run.name)).peers, True
+        except PeerUnreachableError as error:
+            log.warning("the directory cannot be asked for the trainers of %s now: %s", self.run.name, error)
+            return (), False
 
     async def ask(self, peer: PeerId, request: LeaseRequest, timeout_s: float) -> LeaseAnswer:
         """One trainer that `look` has found. SwarmError or TimeoutError if it does not answer."""

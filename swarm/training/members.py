@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from protocols import services
-from protocols.errors import DeadlineError, SwarmError
+from protocols.errors import DeadlineError, PeerUnreachableError, SwarmError
 from protocols.groups import Member
 from protocols.held import Held, whole_versions
 from protocols.ids import ModelId, PeerId, Span, short_peer
@@ -260,10 +260,14 @@ class Members:
         return Stage(record, replace(status, units=own)) if any(isinstance(one.unit, Blocks) for one in own) else None
 
     async def _read(self, max_age_s: float) -> Sequence[PeerRecord]:
-        """What the directory says, or has said so many seconds ago."""
+        """What the directory says, or has said so many seconds ago, or last if it cannot be asked."""
         now_s = self._clock.now_s()
         if now_s - self._read_s >= max_age_s:
-            found = (await self._directory.snapshot(self.run.name)).peers
+            try:
+                found = (await self._directory.snapshot(self.run.name)).peers
+            except PeerUnreachableError as error:  # our DHT is being started again: the stages are where they were
+                log.warning("the directory cannot be asked for the stages of %s now: %s", self.run.name, error)
+                return self._records
             self._records, self._read_s = [record for record in found if record.peer != self._me], now_s
         return self._records
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
+import threading
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 from hivemind.dht.routing import DHTID
+from hivemind.p2p import PeerID
+from hivemind.proto import dht_pb2
 from hivemind.utils.serializer import MSGPackSerializer
 
 from protocols.entries import SignedEntry, key_id, seal
@@ -249,3 +255,49 @@ async def test_a_member_that_we_joined_by_is_asked_though_it_is_no_neighbour_and
         assert await looking.get([KEY]) and asked == [], "it rests"
         time_passes.ahead_s = node.ANCHOR_REST_S
         assert await looking.get([KEY]) and asked == [peer]
+
+
+async def test_an_answer_that_comes_with_the_end_of_its_time_makes_nobody_deaf() -> None:
+    """A process that was stopped finds both at once: the deadline has passed, and the answer is there."""
+    async with elsewhere() as other, member() as asking:
+        await asking.join(other)
+        control, peer = asking._running.p2p._client.control, PeerID.from_base58(other.peer)
+        for _ in range(20):
+            soon = asyncio.create_task(asyncio.sleep(0.001))  # the question is on its way by then
+            soon.add_done_callback(lambda _: time.sleep(0.1))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await asking._running.get_stub(peer).rpc_ping(dht_pb2.PingRequest())
+        assert not control._read_task.done()
+        assert await asking._running.call_ping(peer)
+
+
+async def test_a_daemon_that_is_heard_no_more_counts_as_ended() -> None:
+    async with member() as dht:
+        control = dht._running.p2p._client.control
+        died = asyncio.create_task(dht.died())
+        await asyncio.sleep(0)
+        assert not died.done()
+        control._read_task.cancel()
+        async with asyncio.timeout(60.0):
+            await died
+
+
+@contextlib.asynccontextmanager
+async def elsewhere() -> AsyncIterator[PeerAddress]:
+    """A member on an event loop of its own, which answers while ours stands still."""
+    found: queue.Queue[PeerAddress] = queue.Queue()
+    over = threading.Event()
+
+    async def live() -> None:
+        async with member() as dht:
+            found.put(address_of(dht))
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(live()))
+    thread.start()
+    try:
+        yield await asyncio.to_thread(found.get, True, 60.0)
+    finally:
+        over.set()
+        await asyncio.to_thread(thread.join)
