@@ -17,8 +17,10 @@ from node.gateway.answers.models import ServedModel
 from node.gateway.answers.one_answer import AnswerContext, OneAnswer
 from node.gateway.answers.prompts import check_length, ids_of
 from node.gateway.answers.request import Request
+from node.gateway.answers.thought_budget import ThoughtLimit, limit_of
 from node.gateway.answers.traces import NO_TRACE, RequestTrace
 from node.gateway.callers.meter import Meter
+from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.calling import Calling, rules_of
 from swarm.clock import Clock
 from swarm.thin.channels import FINAL, marks_of
@@ -51,6 +53,8 @@ class Answering:
         self.trace: RequestTrace = NO_TRACE
         self._thought: ThoughtForm | None = None
         """How answers begin with a thought; None = they do not."""
+        self._limit: ThoughtLimit | None = None
+        """Of the thoughts; None = as the model wants."""
         self._marks: dict[int, str] = {}
         """Tokens that are marks of calls or thoughts and no text; they are needed to find both."""
 
@@ -83,9 +87,20 @@ class Answering:
             self._thought = thought = await self.served.aside(form_behind_ids, tokenizer, ids, thought)
             if self._form is not None and not thought.is_over:
                 self._form = replace(self._form, thought=thought)
+        await self._find_limit(thought or (MESSAGE if calls is not None and calls.is_channels else None))
         marks = (*(calls.marks if calls else ()), *((thought.begin, thought.end) if thought else ()))
         if marks:
             self._marks = await self.served.aside(marks_of, tokenizer, marks)
+
+    async def _find_limit(self, thought: ThoughtForm | None) -> None:
+        """RefusedError if thoughts have a budget, and are not known here."""
+        budget, param = self.request.thought_budget, self.request.budget_param
+        if budget is None:
+            return
+        if thought is None:
+            raise RefusedError(f"{param}: this model's chat template does not say that it thinks; leave it out", param)
+        model = self.served.model
+        self._limit = await self.served.aside(limit_of, model.tokenizer, thought, budget, model.defaults.vocab_size)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """The events of all answers as they come; the first error of one answer ends all."""
@@ -128,7 +143,7 @@ class Answering:
     def _context(self) -> AnswerContext:
         return AnswerContext(
             served=self.served, request=self.request, form=self._form, marks=self._marks, meter=self._meter, usage=self.usage,
-            trace=self.trace, tokenize_ms=self._tokenize_s * 1e3, thought=self._thought,
+            trace=self.trace, tokenize_ms=self._tokenize_s * 1e3, thought=self._thought, limit=self._limit,
             calls=form_in(self.request, self.served.model.tokenizer.chat_template),
         )  # fmt: skip
 

@@ -6,13 +6,14 @@ The same decoding, stop texts and sampling as those of `swarm generate --thin`.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 from node.gateway.answers.answer import End, Event, Piece, TokenText, Usage, decoded
 from node.gateway.answers.models import ServedModel
 from node.gateway.answers.prompts import most_new
 from node.gateway.answers.request import Request
+from node.gateway.answers.thought_budget import ThoughtBudget, ThoughtLimit
 from node.gateway.answers.traces import RequestTrace
 from node.gateway.callers.meter import Meter
 from node.gateway.tools.thoughts import ThoughtTokens, reader_of
@@ -44,6 +45,9 @@ class AnswerContext:
 
     thought: ThoughtForm | None
     """How each answer begins with a thought; None = it does not, or in a channel."""
+
+    limit: ThoughtLimit | None
+    """Of each answer's thoughts."""
 
     meter: Meter
     usage: Usage
@@ -146,17 +150,23 @@ class OneAnswer:
             num_thought=0 if self._thoughts is None else self._thoughts.num,
         )  # fmt: skip
 
-    def _constraint(self) -> AbstractAsyncContextManager[Constraint | None]:
-        """What keeps the answer to its form."""
+    @asynccontextmanager
+    async def _constraint(self) -> AsyncIterator[Constraint | None]:
+        """What keeps the answer to its form, and its thoughts to their budget."""
         context = self._context
-        return nullcontext() if context.form is None else context.served.constraining.constraint(context.form)
+        async with nullcontext() if context.form is None else context.served.constraining.constraint(context.form) as form:
+            if context.limit is None:
+                yield form
+            else:
+                assert self._thoughts is not None
+                yield ThoughtBudget(context.limit, self._thoughts, form)
 
     def _new_chooser(self) -> Chooser:
         request = self._context.request
         sampling = request.picking.sampling(self._model.defaults, self._number)
         if request.num_scored is None:
             return Chooser(sampling)
-        return ScoringChooser(sampling, request.num_scored, self._context.form is not None)
+        return ScoringChooser(sampling, request.num_scored, self._context.form is not None or self._context.limit is not None)
 
     def _text_out(self) -> TextOut:
         request, tokenizer, own = self._context.request, self._model.tokenizer, self._model.defaults.settings.stop_strings()

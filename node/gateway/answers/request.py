@@ -81,6 +81,12 @@ class Request:
     effort: Effort | None = None
     """How much the model thinks; None = as it does by itself."""
 
+    thought_budget: int | None = None
+    """Tokens of thoughts after which the model has to answer; None = as many as it wants."""
+
+    budget_param: str = "thinking_token_budget"
+    """What the API calls the field of the budget, for errors."""
+
     num_scored: int | None = None
     """Report the log-probability of each token and of so many of the likeliest ones; None = none at all."""
 

@@ -63,13 +63,15 @@ class OutputFormat(Strict):
 
 class OutputConfig(Strict):
     format: OutputFormat | None = None
-    effort: only() = None  # type: ignore[valid-type]
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="How much the model thinks, as far as the chat template takes it."
+    )
     task_budget: only() = None  # type: ignore[valid-type]
 
 
 class ThinkingOn(Strict):
     type: Literal["enabled"]
-    budget_tokens: Whole = Field(ge=1024, le=MOST_TOKENS, description="Is checked, and not kept to.")
+    budget_tokens: Whole = Field(ge=1024, le=MOST_TOKENS, description="A thought that is longer is ended.")
     display: Literal["summarized", "omitted"] | None = Field(
         None, description="omitted: without thoughts; else they come as they are."
     )
@@ -109,10 +111,11 @@ class CountBody(Strict):
     @property
     def effort(self) -> Effort | None:
         """How much the model thinks. A model that cannot be told not to think does so, and its thoughts are left out."""
-        if self.thinking is None or isinstance(self.thinking, ThinkingAdaptive):
-            return None
-        is_off = isinstance(self.thinking, ThinkingOff)
-        return Effort(level=NONE if is_off else SOME, param="thinking", is_wish=is_off)
+        if isinstance(self.thinking, ThinkingOff):
+            return Effort(level=NONE, param="thinking", is_wish=True)
+        if self.output_config and self.output_config.effort:
+            return Effort(level=self.output_config.effort, param="output_config.effort")
+        return Effort(level=SOME, param="thinking") if isinstance(self.thinking, ThinkingOn) else None
 
     @property
     def shows_thoughts(self) -> bool:
@@ -168,6 +171,8 @@ class MessagesBody(CountBody, Drawn):
             schema=schema,
             schema_param=param,
             effort=self.effort,
+            thought_budget=self.thinking.budget_tokens if isinstance(self.thinking, ThinkingOn) else None,
+            budget_param="thinking.budget_tokens",
             picking=Picking(drawn=self.drawn(), seed=self.seed),
             max_new_tokens=self.max_tokens,
             stops=stops_of(self.stop_sequences or (), "stop_sequences"),

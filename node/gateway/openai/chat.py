@@ -115,6 +115,9 @@ class ChatBody(GeneratingBody):
     safety_identifier: only() = None  # type: ignore[valid-type]
     service_tier: only("auto", "default") = None  # type: ignore[valid-type]
     store: only(False) = None  # type: ignore[valid-type]
+    thinking_token_budget: Whole | None = Field(
+        None, ge=0, le=MOST_TOKENS, description="A thought that is longer is ended. As in vLLM; not in OpenAI's API."
+    )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
     verbosity: only() = None  # type: ignore[valid-type]
@@ -155,6 +158,7 @@ class ChatBody(GeneratingBody):
             picking=self.picking(),
             wants_timings=bool(self.timings),
             effort=Effort(level=self.reasoning_effort, param="reasoning_effort") if self.reasoning_effort else None,
+            thought_budget=self.thinking_token_budget,
             num_choices=self.n or 1,
             max_new_tokens=self.max_completion_tokens or self.max_tokens,
             stops=self.stops(),

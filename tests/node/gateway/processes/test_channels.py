@@ -17,6 +17,7 @@ from openai import BadRequestError, OpenAI
 
 from tests.end_to_end.wire import WireSwarm
 from tests.node.gateway.processes.conftest import LIMIT_S
+from tests.node.gateway.processes.test_thoughts import give_place
 from tests.node.gateway.processes.test_tools import TOOL, USER, ask
 from tests.node.gateway.processes.toy_gateway import with_client
 from tests.speaking_model import make_speaker
@@ -49,9 +50,8 @@ THINKER = {
 @pytest.fixture(scope="module")
 def thinker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
     folder, ends = tmp_path_factory.mktemp("thinkers") / "tiny", ("<|return|>", "<|call|>")
-    made = WireSwarm(
-        make_speaker(folder, TEMPLATE, THINKER, MARKS, ends, {"<|channel|>": "final"}), [(0, 3), (3, 6)], with_ends=True
-    )
+    give_place(make_speaker(folder, TEMPLATE, THINKER, MARKS, ends, {"<|channel|>": "final"}))
+    made = WireSwarm(folder, [(0, 3), (3, 6)], with_ends=True)
     yield made
     made.close()
 
@@ -130,6 +130,32 @@ def test_calls_and_json_that_are_forced_come_behind_a_thought(thinker: WireSwarm
         assert made.usage.completion_tokens_details.reasoning_tokens == 5
         (both,) = ask(client, response_format=YES).choices
         assert json.loads(both.message.content) == "yes" and both.message.reasoning_content == "Hm."
+
+    with_client(thinker, work)
+
+
+def test_thoughts_that_have_used_their_budget_are_ended(thinker: WireSwarm) -> None:
+    """This model thinks in one message after the other, and its answer is the text of a thought."""
+
+    def work(client: OpenAI) -> None:
+        for budget, num, thought in (
+            (0, 0, None),
+            (4, 4, None),
+            (5, 5, "Hm."),
+            (6, 5, "Hm."),
+            (11, 11, "Hm."),
+            (13, 12, "Hm.Hm."),
+        ):
+            made = ask(client, max_tokens=40, extra_body={"thinking_token_budget": budget})
+            message = made.choices[0].message
+            assert getattr(message, "reasoning_content", None) == thought, budget
+            assert message.content.startswith("Hm.") and made.usage.completion_tokens_details.reasoning_tokens == num
+        url = str(client.base_url).removesuffix("/v1/")
+        with Anthropic(base_url=url, api_key="none", max_retries=0, timeout=LIMIT_S) as other:
+            thinking: Any = {"type": "enabled", "budget_tokens": 1024}
+            said = other.messages.create(model="tiny", max_tokens=1500, messages=[USER], thinking=thinking)
+        assert [block.type for block in said.content] == ["thinking", "text"]
+        assert said.usage.output_tokens_details is not None and said.usage.output_tokens_details.thinking_tokens == 1026
 
     with_client(thinker, work)
 

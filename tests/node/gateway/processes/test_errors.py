@@ -47,6 +47,7 @@ def refusal(swarm: GatewaySwarm, path: str, body: Any, status: int = 400) -> dic
         ("functions", [{"name": "f"}]),
         ("response_format", {"type": "structural_tag"}),
         ("reasoning_effort", "high"),
+        ("thinking_token_budget", 100),
         ("prediction", {"type": "content", "content": "x"}),
         ("modalities", ["audio"]),
         ("audio", {"voice": "x"}),

@@ -283,7 +283,10 @@ def test_anthropics_client_gets_answers_of_a_schema(swarm: WireSwarm) -> None:
             assert block.type == "text" and Weather.model_validate_json(block.text)
             for body, message in (
                 ({**older, "output_config": {"format": older["output_format"]}}, "send one of the two"),
-                ({"output_config": {"effort": "low"}}, "output_config.effort is not supported"),
+                (
+                    {"output_config": {"effort": "low"}},
+                    "output_config.effort: this model's chat template does not say that it thinks",
+                ),
             ):
                 with pytest.raises(AnthropicBadRequest, match=message):
                     client.messages.create(**given, extra_body=body)

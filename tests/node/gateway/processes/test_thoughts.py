@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ollama
 import pytest
 from anthropic import Anthropic
 from anthropic import BadRequestError as AnthropicBadRequest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 from tests.end_to_end.wire import WireSwarm
 from tests.node.gateway.processes.conftest import LIMIT_S
@@ -40,19 +41,23 @@ TEMPLATE = (
 BEGIN: Any = {"role": "system", "content": "Begin."}
 """With it, the template puts the first mark into the prompt."""
 
+ADAPTIVE_AND_OFF: Any = ({"type": "adaptive"}, {"type": "disabled"})
 YES: Any = {"type": "json_schema", "json_schema": {"name": "yes", "schema": {"enum": ["yes"]}}}
 
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
     folder = make_speaker(tmp_path_factory.mktemp("models") / "tiny", TEMPLATE, SAYS, ("<think>", "</think>"))
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(
-        json.dumps({**config, "max_position_embeddings": 4096})
-    )  # place for a budget of Anthropic's
+    give_place(folder)
     made = WireSwarm(folder, [(0, 3), (3, 6)], with_ends=True)
     yield made
     made.close()
+
+
+def give_place(folder: Path) -> None:
+    """For a budget of Anthropic's, of 1,024 tokens at least."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
 
 
 def test_a_model_thinks_speaks_and_calls(swarm: WireSwarm) -> None:
@@ -133,6 +138,37 @@ def test_every_api_counts_the_tokens_of_thoughts(swarm: WireSwarm) -> None:
             with other.messages.stream(**asked) as stream:
                 usages.append(stream.get_final_message().usage)
         assert [one.output_tokens_details and one.output_tokens_details.thinking_tokens for one in usages] == [3, 3]
+
+    with_client(swarm, work)
+
+
+def test_a_thought_that_has_used_its_budget_is_ended_and_the_answer_goes_on(swarm: WireSwarm) -> None:
+    def work(client: OpenAI) -> None:
+        for first, budget, num in (
+            ([], 0, 2),
+            ([], 2, 2),
+            ([], 3, 3),
+            ([], 90, 3),
+            ([BEGIN], 0, 1),
+            ([BEGIN], 1, 1),
+            ([BEGIN], 2, 2),
+        ):
+            more: Any = {"extra_body": {"thinking_token_budget": budget}, "logprobs": True}
+            made = client.chat.completions.create(model="tiny", messages=[*first, USER], tools=[TOOL], **more)
+            (choice,) = made.choices
+            thought = getattr(choice.message, "reasoning_content", None)
+            assert (thought, choice.message.content, choice.finish_reason) == (
+                THINKS if num == 3 - len(first) else None,
+                "I add.",
+                "tool_calls",
+            )
+            assert made.usage is not None and made.usage.completion_tokens_details is not None
+            assert made.usage.completion_tokens_details.reasoning_tokens == num
+        made = ask(client, tools=[], response_format=YES, extra_body={"thinking_token_budget": 2})
+        assert json.loads(made.choices[0].message.content) == "yes" and not hasattr(made.choices[0].message, "reasoning_content")
+        assert made.usage.completion_tokens_details.reasoning_tokens == 2
+        with pytest.raises(BadRequestError, match=r"thinking_token_budget.* greater than or equal to 0"):
+            ask(client, extra_body={"thinking_token_budget": -1})
 
     with_client(swarm, work)
 
@@ -251,5 +287,9 @@ def test_every_api_can_ask_a_model_not_to_think(swarm: WireSwarm) -> None:
             tokens = other.messages.create(max_tokens=50, **off).usage.input_tokens
             assert other.messages.count_tokens(**off).input_tokens == tokens
             assert tokens == ask(client, reasoning_effort="none", tools=[]).usage.prompt_tokens
+            for effort in ("low", "max"):
+                wish: Any = {"model": "tiny", "max_tokens": 50, "messages": [USER], "output_config": {"effort": effort}}
+                made = [other.messages.create(**wish, thinking=thinking) for thinking in ADAPTIVE_AND_OFF]
+                assert [[block.type for block in one.content] for one in made] == [["thinking", "text"], ["text"]]
 
     with_client(swarm, work)
