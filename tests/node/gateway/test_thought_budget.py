@@ -1,4 +1,7 @@
-"""Random thoughts are ended by their budget, also beside a grammar and with marks that are spelled out."""
+"""Random thoughts are ended by their budget, also beside a grammar.
+
+Marks are tokens, or spelled out.
+"""
 
 from __future__ import annotations
 
