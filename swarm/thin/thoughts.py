@@ -30,8 +30,11 @@ FORMS = (
     ThoughtForm(begin="<think>", end="</think>"),
     ThoughtForm(begin="[THINK]", end="[/THINK]"),
     ThoughtForm(begin="<seed:think>", end="</seed:think>"),
+    ThoughtForm(begin="<|START_THINKING|>", end="<|END_THINKING|>", around=("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
+    ThoughtForm(begin="<|START_THINKING|>", end="<|END_THINKING|>", around=("<|START_TEXT|>", "<|END_TEXT|>")),
 )
-"""The first whose end a template names counts. The second is Magistral's, the third Seed-OSS'."""
+"""The first counts of which a template names the second mark, and those around the text. The second is Magistral's, the third Seed-OSS';
+the others are Cohere's: Command R7B, A, and A Reasoning; and the models after them."""
 
 MESSAGE = ThoughtForm(begin=THINK, end=ENDS[0], behind=NEXT)
 """gpt-oss': a message in a channel, of which `ChannelReader` reads the answers."""
@@ -112,8 +115,11 @@ class ThoughtReader:
             self._held = self._held[len(certain) :]
 
     def _say(self) -> Iterator[str]:
+        for mark in self._form.around:
+            self._held = self._held.replace(mark, "")
         self._drop_blanks()
-        text, self._held = self._held, ""
+        keep = max((length_of_start(self._held, mark) for mark in self._form.around), default=0)
+        text, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         if text:
             self._drops_blanks = False
             yield text
@@ -146,7 +152,9 @@ def reading_of(tokenizer: Tokenizer, template: str) -> Reading | None:
 
 def thought_form(template: str) -> ThoughtForm | None:
     """None: nothing in a chat template says that the model thinks before its text."""
-    return None if has_channels(template) else next((form for form in FORMS if form.end in template), None)
+    if has_channels(template):
+        return None
+    return next((form for form in FORMS if all(mark in template for mark in (form.end, *form.around))), None)
 
 
 def form_behind(prompt: str, form: ThoughtForm) -> ThoughtForm:

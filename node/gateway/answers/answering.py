@@ -156,7 +156,8 @@ def form_of(request: Request, template: str | None) -> AnswerForm | None:
         return None
     found = form_in(request, template)
     if found is None or not found.is_channels:
-        return AnswerForm(schema=request.schema, calls=rules)
+        thought = thought_in(request, template)
+        return AnswerForm(schema=request.schema, calls=rules, lead="".join(thought.around[:1]) if thought else "")
     is_free = request.schema is None and rules is not None and not rules.is_forced  # then a thought may be anywhere
     return AnswerForm(schema=request.schema, calls=rules, lead=FINAL, thought=None if is_free else MESSAGE)
 

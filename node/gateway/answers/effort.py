@@ -1,7 +1,7 @@
 """How much a model thinks, as its chat template takes it.
 
-A template says by its variables what can be asked of it: `reasoning_effort` (gpt-oss), `enable_thinking` (Qwen3, GLM, SmolLM3) or
-`thinking` (DeepSeek V3.1).
+A template says by its variables what can be asked of it: `reasoning_effort` (gpt-oss), `enable_thinking` (Qwen3, GLM, SmolLM3),
+`thinking` (DeepSeek V3.1), or `reasoning` (Cohere).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ VARIABLE = r"(?<![\w.'\"]){}(?!\w|\s*=[^=])"
 SWITCHES = {
     "enable_thinking": re.compile(VARIABLE.format("enable_thinking")),
     "thinking": re.compile(r"\bthinking is (not )?defined"),
+    "reasoning": re.compile(r"(?<![\w.])reasoning is (not )?(un)?defined"),
 }
-"""The second word stands in the prose of templates, too."""
+"""The last two words stand in the prose of templates, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,10 @@ FORMS: tuple[tuple[tuple[str, ...], CallForm | None], ...] = (
     (("[TOOL_CALLS]", "[ARGS]"), CallForm(
         begin="[TOOL_CALLS]", marks=("[TOOL_CALLS]", "[ARGS]"), layout=Layout(open="", between="[ARGS]", separator="[TOOL_CALLS]"),
     )),
+    (("<|START_ACTION|>",), CallForm(
+        begin="<|START_ACTION|>", end="<|END_ACTION|>", is_section=True, marks=("<|START_ACTION|>", "<|END_ACTION|>"),
+        name="tool_name", key="parameters", number="tool_call_id",
+    )),
     (("<function=",), None),
     (("<tool_call>",), CallForm(begin="<tool_call>", end="</tool_call>")),
     (("[TOOL_CALLS]",), CallForm(begin="[", mark="[TOOL_CALLS]")),
@@ -67,8 +71,9 @@ FORMS: tuple[tuple[tuple[str, ...], CallForm | None], ...] = (
     (("ipython<|header_end|>",), replace(_LLAMA, around=_LLAMA4)),
 )  # fmt: skip
 """What a template has, and what that says; the first counts. gpt-oss; Llama and others, if they are asked for lists of calls in Python;
-Qwen3-Coder; GLM-4.7, GLM-4.5; DeepSeek V3 and R1, V3.1; Kimi K2; Mistral from v11 on, from v13 on; none that is known; Qwen and Hermes;
-older Mistrals, whose mark is no text; Llama 3.1, 3.2 and 4, which write lists in Python also if they are asked for JSON."""
+Qwen3-Coder; GLM-4.7, GLM-4.5; DeepSeek V3 and R1, V3.1; Kimi K2; Mistral from v11 on, from v13 on; Cohere from Command R7B on; none that is
+known; Qwen and Hermes; older Mistrals, whose mark is no text; Llama 3.1, 3.2 and 4, which write lists in Python also if they are asked for
+JSON."""
 
 
 def form_of(template: str) -> CallForm | None:

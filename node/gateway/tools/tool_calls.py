@@ -114,15 +114,15 @@ def _pairs(text: str, tools: Tools, form: CallForm) -> Iterator[tuple[object, ob
     if form.layout is not None:
         return call_layout.calls_in(text, tools, form.layout)
     is_python = form.or_python and text.lstrip().startswith("[")
-    return python_calls.calls_in(text) if is_python else _objects(text)
+    return python_calls.calls_in(text) if is_python else _objects(text, form.name)
 
 
-def _objects(text: str) -> Iterator[tuple[object, object]]:
+def _objects(text: str, name: str) -> Iterator[tuple[object, object]]:
     found = read_json(text)
     for one in found if isinstance(found, list) else [found]:
         if not isinstance(one, dict):
             raise ValueError("a call is an object")
-        yield one.get("name"), one.get("arguments", one.get("parameters", {}))
+        yield one.get(name), one.get("arguments", one.get("parameters", {}))
 
 
 def call_of(name: object, arguments: object, tools: Tools) -> ToolCall | None:

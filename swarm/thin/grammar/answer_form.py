@@ -47,14 +47,18 @@ class CallForm:
     mark: str = ""
     """A special token before calls that are the whole answer: it is no text. Only if the tokenizer has it."""
 
+    name: str = "name"
     key: str = "arguments"
-    """What the family calls the arguments, in JSON with both the name and the arguments."""
+    """What the family calls the name and the arguments, in JSON with both."""
+
+    number: str = ""
+    """What it calls the number of the call there; empty: it has none."""
 
     layout: Layout | None = None
     """None: each call is such JSON."""
 
     is_section: bool = False
-    """Several calls stand between `begin` and `end`, else one."""
+    """Several calls stand between `begin` and `end`, else one. Without a layout, they are a list."""
 
     marks: tuple[str, ...] = ()
     """All marks of it that may be tokens of their own."""
@@ -92,6 +96,9 @@ class ThoughtForm:
     is_over: bool = False
     """The prompt has ended it, so that the model does not think."""
 
+    around: tuple[str, ...] = ()
+    """Marks before and behind the text that follows it: they are no text."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedCall:
@@ -125,7 +132,7 @@ class AnswerForm:
     calls: CallRules | None = None
 
     lead: str = ""
-    """Marks before the JSON: the channel in which it is said."""
+    """Marks before the JSON, such as the channel in which it is said."""
 
     thought: ThoughtForm | None = None
     """What may come before all of that; if it is open, it must."""
@@ -138,7 +145,9 @@ class AnswerForm:
     def unpack(cls, packed: Mapping[str, Any]) -> AnswerForm:
         """What `pack` packed."""
         calls, thought = packed["calls"], packed["thought"]
-        form = cls(schema=packed["schema"], lead=packed["lead"], thought=thought and ThoughtForm(**thought))
+        if thought is not None:
+            thought = ThoughtForm(**{**thought, "around": tuple(thought["around"])})
+        form = cls(schema=packed["schema"], lead=packed["lead"], thought=thought)
         return form if calls is None else replace(form, calls=_rules(calls))
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from protocols.errors import ModelNotSupportedError
-from swarm.thin.grammar.answer_form import AnswerForm, CallRules, OfferedCall, ThoughtForm
+from swarm.thin.grammar.answer_form import AnswerForm, CallForm, CallRules, OfferedCall, ThoughtForm
 from swarm.thin.grammar.layout_grammar import LayoutRules
 from swarm.thin.grammar.marks import ANY, json_rule, literal, token
 from swarm.thin.grammar.python_grammar import python_lines
@@ -76,7 +76,7 @@ def _calls(rules: CallRules, added: Mapping[str, int], special: frozenset[int]) 
     if form.is_python:
         lines += python_lines(rules.tools)
     else:
-        lines += [f"tool_{number}: {_tool(tool, form.key)}" for number, tool in enumerate(rules.tools)]
+        lines += [f"tool_{number}: {_tool(tool, form)}" for number, tool in enumerate(rules.tools)]
     if not form.end:
         lead = f"{token(added[form.mark])} " if form.mark in added else ""
         more = "" if rules.is_single else ' (", " one)*'
@@ -85,9 +85,13 @@ def _calls(rules: CallRules, added: Mapping[str, int], special: frozenset[int]) 
         calls = f'{blank}"[" one{more} "]"' if form.begin == "[" else "one"
         return [*lines, f"calls: {lead}{before} {calls} {behind}"]
     for text in (form.begin, form.end):
-        if added.get(text) in special:
+        if added.get(text) in special and text not in form.marks:
             raise ModelNotSupportedError(f"this model's tokenizer leaves {text} out of texts; its calls cannot be told from text")
-    lines += ["call: begin body", f"begin: {_mark(form.begin, added)}", f'body: "\\n" one "\\n" {_mark(form.end, added)}']
+    lines += ["call: begin body", f"begin: {_mark(form.begin, added)}"]
+    if form.is_section:
+        more = "" if rules.is_single else ' ("," gap one)*'
+        return [*lines, f'body: "[" gap one{more} gap "]" {_mark(form.end, added)}', r"gap: /[ \n]{0,8}/", "calls: call"]
+    lines += [f'body: "\\n" one "\\n" {_mark(form.end, added)}']
     return [*lines, "calls: call" + ("" if rules.is_single else ' ("\\n" call)*')]
 
 
@@ -118,9 +122,12 @@ def _instead(rules: CallRules, others: list[int], thought: ThoughtForm | None) -
     return ["answer: calls | text", f"text: {lead}(FIRST {rest})?", other, rf"FIRST: /\s*[^\s{begin}]{ANY}*/", f"REST: /{ANY}+/"]
 
 
-def _tool(tool: OfferedCall, key: str) -> str:
-    head = f'{{"name": {json.dumps(tool.name)}, {json.dumps(key)}: '
-    return f'{json.dumps(head)} %json {_json(tool.schema)} "}}"'
+def _tool(tool: OfferedCall, form: CallForm) -> str:
+    first = f'{{{json.dumps(form.number)}: "'
+    number = f"{json.dumps(first)} /[0-9]{{1,3}}/ " if form.number else ""
+    lead = '", ' if form.number else "{"
+    head = f"{lead}{json.dumps(form.name)}: {json.dumps(tool.name)}, {json.dumps(form.key)}: "
+    return f'{number}{json.dumps(head)} %json {_json(tool.schema)} "}}"'
 
 
 def _json(schema: str) -> str:

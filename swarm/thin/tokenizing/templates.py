@@ -46,10 +46,11 @@ class Tokenizer(Protocol):
 
 
 def thoughts_of(thoughts: str | None, content: str) -> Message:
-    """Of an answer, by the names that templates have for them. content: of the answer; gpt-oss's template takes one of the two."""
+    """Of an answer, by the names that templates have for them; the second is Cohere's. content: of the answer; gpt-oss's template takes one
+    of the two."""
     if not thoughts:
         return {}
-    return {"reasoning_content": thoughts} | ({} if content else {"thinking": thoughts})
+    return {"reasoning_content": thoughts, "tool_plan": thoughts} | ({} if content else {"thinking": thoughts})
 
 
 async def conversation_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:

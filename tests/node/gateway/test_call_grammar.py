@@ -40,6 +40,7 @@ TEMPLATES = {
     "glm": "{{ tools }}<tool_call>{name}\n<arg_key>{key}</arg_key>\n<arg_value>",
     "deepseek": "{{ tools }}<｜tool▁calls▁begin｜>\n```json",
     "deepseek31": "{{ tools }}<｜tool▁calls▁begin｜>",
+    "cohere": "{{ tools }}<|START_ACTION|>",
     "kimi": "{{ tools }}<|tool_calls_section_begin|>",
     "mistral11": "{{ tools }}[TOOL_CALLS][CALL_ID][ARGS]",
     "mistral13": "{{ tools }}[TOOL_CALLS][ARGS]",

@@ -11,6 +11,10 @@ QWEN = "{{ '</think>' }}{%- if enable_thinking is defined and enable_thinking is
 DEEPSEEK31 = "</think>{% if not thinking is defined %}{% set thinking = false %}{% endif %}"
 R1 = "{{ content.split('</think>')[-1] }}"
 GPT_OSS = '<|channel|><|message|>{%- if reasoning_effort is not defined %}{%- set reasoning_effort = "medium" %}{%- endif %}'
+NORTH = (
+    "<|START_TEXT|><|END_TEXT|><|END_THINKING|>{%- set reasoning = reasoning if reasoning is not undefined else (false if "
+    'reasoning_effort is defined and reasoning_effort | lower == "none" else true) -%}'
+)
 MISTRAL = "[/THINK]{% if reasoning_effort not in ['none', 'high'] %}"
 NEMOTRON = "{%- set ns = namespace(enable_thinking=true) -%}{% if ns.enable_thinking %}</think>{% endif %}"
 PROSE = "Thinking of thinking: '{{ message.enable_thinking }}' \"reasoning_effort\""
@@ -24,6 +28,8 @@ PROSE = "Thinking of thinking: '{{ message.enable_thinking }}' \"reasoning_effor
         (QWEN, "low", {"enable_thinking": True}),
         (DEEPSEEK31, "high", {"thinking": True}),
         (DEEPSEEK31, NONE, {"thinking": False}),
+        (NORTH, NONE, {"reasoning": False, "reasoning_effort": "none"}),
+        (NORTH, SOME, {"reasoning": True}),
         (GPT_OSS, "high", {"reasoning_effort": "high"}),
         (GPT_OSS, SOME, {}),
         (GPT_OSS, NONE, "low, medium or high, got none"),

@@ -34,6 +34,7 @@ TEMPLATES = {
     "glm47": "{{ tools }}<tool_call>{name}<arg_key>{key}</arg_key><arg_value>",
     "deepseek": "{{ tools }}<｜tool▁calls▁begin｜>\n```json",
     "deepseek31": "{{ tools }}<｜tool▁calls▁begin｜>",
+    "cohere": "{{ tools }}<|START_ACTION|>",
     "kimi": "{{ tools }}<|tool_calls_section_begin|>",
     "mistral11": "{{ tools }}[TOOL_CALLS][CALL_ID][ARGS]",
     "mistral13": "{{ tools }}[TOOL_CALLS][ARGS]",
@@ -96,6 +97,13 @@ CASES: list[tuple[str, str, list[object]]] = [
 ]
 
 
+ACTION = '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "add", "parameters": {"a": 1, "b": [2, "</x>"]}}'
+CASES += [
+    ("cohere", f"{ACTION}\n]<|END_ACTION|>", [ADD]),
+    ("cohere", f'{ACTION},{{"tool_name": "get-weather", "parameters": {{"city": "Zürich"}}}}]<|END_ACTION|>', [ADD, WEATHER]),
+    ("cohere", f"Plan: {ACTION}]", [f"Plan: {ACTION}]"]),
+    ("cohere", '<|START_ACTION|>[{"name": "add"}]<|END_ACTION|>', ['<|START_ACTION|>[{"name": "add"}]<|END_ACTION|>']),
+]
 CODE = "if a < 1:\n    return </x>\n"
 NOTED = ("add", {"a": 1, "note": CODE})
 ONE = ("add", {"a": 1})

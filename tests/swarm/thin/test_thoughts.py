@@ -13,7 +13,7 @@ from swarm.thin.grammar.answer_form import ThoughtForm
 from swarm.thin.thoughts import FORMS, MAX_BLANKS, ThoughtReader, form_behind, reading_of, thought_form
 from tests.swarm.thin.test_text import Bytes
 
-FORM, OTHER, SEED = FORMS
+FORM, OTHER, SEED, COHERE, NORTH = FORMS
 OPEN, OVER = replace(FORM, is_open=True), replace(FORM, is_over=True)
 FAR = " " * (MAX_BLANKS + 1)
 
@@ -46,6 +46,11 @@ CASES = [
     (OVER, "\n\nYes.\n", ("", "Yes.\n")),
     (OVER, "\n<think>Hm.</think>Yes.", ("Hm.", "Yes.")),
     (SEED, "<seed:think>a</think></seed:think>b", ("a</think>", "b")),
+    (COHERE, "<|START_THINKING|>a<|END_THINKING|><|START_RESPONSE|> b <|END_RESPONSE|>", ("a", "b ")),
+    (COHERE, "<|START_RESPONSE|>b<|START|END_RESPONSE|>", ("", "b<|START|END_RESPONSE|>")),
+    (COHERE, "<|START_THINKING|>a<|END_THINKING|><|START_RES", ("a", "<|START_RES")),
+    (replace(COHERE, is_open=True), "a<|END_THINKING|> \n<|START_RESPONSE|>\nb", ("a", "b")),
+    (NORTH, "<|START_THINKING|>a<|END_THINKING|><|START_TEXT|>b<|END_TEXT|>", ("a", "b")),
     (OTHER, "[THINK]a</think>[/THINK]b", ("a</think>", "b")),
 ]
 
@@ -65,6 +70,15 @@ def test_it_does_not_matter_where_text_is_cut(form: ThoughtForm, pieces: list[st
     assert parts(ThoughtReader(form), pieces) == parts(ThoughtReader(form), ["".join(pieces)])
 
 
+MARKS = ["<|START_THINKING|>", "<|END_THINKING|>", *COHERE.around]
+
+
+@given(st.booleans(), st.lists(st.sampled_from([*"<|START_\n x", *MARKS, MARKS[0][:6]]), max_size=20))
+def test_so_it_is_with_marks_around_the_text(is_open: bool, pieces: list[str]) -> None:
+    form, whole = replace(COHERE, is_open=is_open), "".join(pieces)
+    assert parts(ThoughtReader(form), pieces) == parts(ThoughtReader(form), [whole]) == parts(ThoughtReader(form), list(whole))
+
+
 @given(st.sampled_from([FORM, OPEN, OVER]), PIECES)
 def test_little_is_held_back(form: ThoughtForm, pieces: list[str]) -> None:
     reader, said = ThoughtReader(form), ""
@@ -76,6 +90,7 @@ def test_little_is_held_back(form: ThoughtForm, pieces: list[str]) -> None:
 
 def test_a_template_says_whether_a_model_thinks_and_a_prompt_whether_it_has_begun() -> None:
     assert thought_form("{{ content.split('</think>')[-1] }}") == FORM and thought_form("[THINK][/THINK]") == OTHER
+    assert thought_form("<|END_THINKING|><|START_TEXT|><|END_TEXT|>") == NORTH and thought_form("<|END_THINKING|>") is None
     assert thought_form("{{ messages }}") is None and thought_form("<|channel|><|message|></think>") is None
     assert form_behind("a<think>\n", FORM) == OPEN and form_behind("<think>a", FORM) == FORM
     assert form_behind("<think>\n\n</think>\n\n", FORM) == OVER
