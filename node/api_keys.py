@@ -84,7 +84,9 @@ def read(path: Path) -> tuple[Key, ...]:
     except FileNotFoundError:
         return ()
     except OSError as error:
-        raise ConfigError(f"the keys in {path} cannot be read: {error.strerror}") from None
+        raise ConfigError(
+            f"the keys in {path} cannot be read: {error.strerror}; choose another --data-dir, or mend its rights"
+        ) from None
     except (ConfigError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigError(
             f"the keys in {path} are damaged ({error}); remove the file, and make new ones: swarm keys add NAME"

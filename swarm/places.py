@@ -70,6 +70,9 @@ def is_place(model: str) -> bool:
 
 
 def name_in_swarm(model: str) -> str:
-    """What peers call `model`: a directory by the last part of its real path (links followed, `.` resolved), the Hub's by their name."""
-    directory = expanded(model)
-    return directory.resolve().name if directory.is_dir() else model
+    """What peers call `model`: a directory by the last part of its real path (links followed, `.` resolved), a GGUF file by its name
+    without `.gguf`, the Hub's by their name."""
+    place = expanded(model)
+    if place.is_dir():
+        return place.resolve().name
+    return place.stem if place.suffix.lower() == ".gguf" and place.is_file() else model

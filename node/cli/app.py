@@ -98,7 +98,8 @@ def main(words: Sequence[str] | None = None) -> NoReturn:
         is_node = given[:1] in (["node"], ["up"])
         os.environ.pop("SWARM_JOIN", None)  # it may hold a key, which our child processes need not have
         debug = debug or any(value.value is True for (_, flag), value in settings.values.items() if flag == "--debug")
-        level = "DEBUG" if debug else "WARNING" if is_node else "ERROR"  # a client says it in its one line
+        goes_on = is_node or given[:1] == ["serve"]
+        level = "DEBUG" if debug else "WARNING" if goes_on else "ERROR"  # a client says it in its one line
         logs.set_up(level, _log_format(form, settings))
         if not given:
             print(first_steps.text(), flush=True)

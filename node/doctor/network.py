@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +59,9 @@ async def look(into: Entered, find: FindConfig, place: Place) -> list[Check]:
     """Meet the peers that were named or are known, and let one of them dial this machine."""
     known = {} if find.known_peers is None else dict.fromkeys(Finder(find, keys.fresh().identity.peer_id, None).remembered())
     asked = list(dict.fromkeys([*map(PeerAddress.parse, into.peers), *known]))[:MAX_PEERS]
-    neighbours, (greeted, fault) = await asyncio.gather(_neighbours(find), _greet(asked, into))
+    greeted, fault = await _greet(asked, into)
     answering = [one for one in greeted if isinstance(one.answer, Hello)]
-    checks = [neighbours, peers(greeted, is_named=bool(into.peers)), clock(fault, len(answering))]
+    checks = [peers(greeted, is_named=bool(into.peers)), clock(fault, len(answering))]
     if not answering:
         return [*checks, skipped("reachable", "no peer could dial back")]
     return [*checks, await _reachable(into, [str(one.address) for one in answering], place)]
@@ -87,7 +89,21 @@ async def _hello(greeter: Greeter, address: PeerAddress) -> Greeted:
     return Greeted(address, answer, greeter.round_trips_ms[address.peer])
 
 
-async def _neighbours(find: FindConfig) -> Check:
+def listen(find: FindConfig) -> Future[Check]:
+    """Begin to listen for neighbours, in a thread that does not keep the process from ending."""
+    found: Future[Check] = Future()
+
+    def run() -> None:
+        try:
+            found.set_result(asyncio.run(neighbours(find)))
+        except BaseException as error:  # who waits raises it
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="neighbours", daemon=True).start()
+    return found
+
+
+async def neighbours(find: FindConfig) -> Check:
     """Is there another node on the local network?"""
     finder = Finder(find, keys.fresh().identity.peer_id, None)
     if not finder.has_lan:

@@ -1,11 +1,12 @@
 """Checkpoints that were converted from GGUF files, in our cache.
 
-    converted/KEY/NAME          the checkpoint; NAME is the name of the file's directory
+    converted/KEY/NAME          the checkpoint; NAME is what a swarm calls the model
     converted/KEY/source.json   which file it was made of
     converted/KEY.lock          `swarm.use_lock`
     converted/.unfinished-…     a conversion that is being made or removed
 
-KEY stands for the file's path, size and time: a file that was changed is converted anew (`gguf.py`).
+KEY stands for the file's path, size and time, and for NAME if that is not the directory's: a file that was changed is converted anew
+(`gguf.py`).
 """
 
 from __future__ import annotations
@@ -56,12 +57,12 @@ class Conversion:
         return self.path.parent.name
 
 
-def place_of(file: Path, data_dir: Path) -> Path:
-    """Where the checkpoint of a file is, if it was converted before."""
+def place_of(file: Path, data_dir: Path, name: str | None = None) -> Path:
+    """Where the checkpoint of a file is, if it was converted before. name: of the model; None = that of the file's directory."""
     stat = file.stat()
-    stamp = json.dumps([_FORMAT, str(file), stat.st_size, stat.st_mtime_ns])
+    stamp = json.dumps([_FORMAT, str(file), stat.st_size, stat.st_mtime_ns, *([] if name is None else [name])])
     key = hashlib.sha256(stamp.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return data_dir / "converted" / key / file.parent.name
+    return data_dir / "converted" / key / (name or file.parent.name)
 
 
 def use(place: Path) -> bool:

@@ -36,17 +36,25 @@ _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "USE_HUB_KERNELS": "0", "CUDA_VISIBLE_DEV
 """Nothing is fetched, least of all kernels, which transformers would take from the Hub if the package `kernels` is there."""
 
 
-def checkpoint_of(directory: Path, data_dir: Path | None = None, waits: Waits | None = None) -> Path:
-    """`directory` itself; if it holds a GGUF file instead of safetensors, the checkpoint that this is converted to.
+SUFFIX = ".gguf"
+
+
+def is_file(path: Path) -> bool:
+    """A GGUF file, by its name."""
+    return path.suffix.lower() == SUFFIX and path.is_file()
+
+
+def checkpoint_of(model: Path, data_dir: Path | None = None, waits: Waits | None = None) -> Path:
+    """`model` itself; if it is a GGUF file, or a directory with one instead of safetensors, the checkpoint that this is converted to.
 
     data_dir: the cache is below it; None = the usual place. waits: told of the progress.
     Raises CheckpointError (two such files, or a damaged one), ModelNotSupportedError (transformers does not load it, or it cannot be
     served), ConfigError (packages are missing) and DiskFullError. A failure, and a process that is killed, leaves no checkpoint.
     """
-    file = find(directory)
+    file = model if is_file(model) else find(model)
     if file is None:
-        return directory
-    place = conversions.place_of(file, data_dir or places.data_dir())
+        return model
+    place = conversions.place_of(file, data_dir or places.data_dir(), model.stem if file == model else None)
     root = place.parent.parent
     if conversions.use(place):
         return place
@@ -67,7 +75,7 @@ def find(directory: Path) -> Path | None:
         names = ", ".join(file.name for file in found[:3])
         raise CheckpointError(
             f"{directory} holds {len(found)} GGUF files ({names}{', …' if len(found) > 3 else ''}), and a model's directory holds one: "
-            "put the one that you want, or a link to it, into a directory of its own"
+            f"give the one that you want: {found[0]}"
         )
     return found[0]
 

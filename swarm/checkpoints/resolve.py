@@ -1,6 +1,7 @@
 """Finds the directory of the checkpoint that a user names.
 
-That is an existing directory, one that a GGUF file was converted to (`gguf.py`), or a snapshot from the Hugging Face Hub.
+That is an existing directory, one that a GGUF file was converted to (`gguf.py`), or a snapshot from the Hugging Face Hub. What can be told
+from the disk alone is told before a command loads torch and meets peers (`check`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import os
 import re
 from pathlib import Path
 
-from protocols.errors import ConfigError, ModelNotFoundError
+from protocols.errors import CheckpointError, ConfigError, ModelNotFoundError
+from swarm import places
 from swarm.checkpoints import gguf
 from swarm.places import expanded, home
 from swarm.waiting import Waits
@@ -31,11 +33,33 @@ def is_hub_name(text: str) -> bool:
     return _HUB_NAME.fullmatch(text) is not None
 
 
+def check(model: str) -> None:
+    """ModelNotFoundError or CheckpointError if `model` is meant as a place on this disk, and what is there is no model. Reads no file."""
+    if not places.is_place(model):
+        return
+    place = places.expanded(model)
+    if not place.exists():
+        raise ModelNotFoundError(f"there is no directory or file {model!r}: check the path, or give a NAME that the swarm serves")
+    if not place.is_dir():
+        _check_file(place)
+    elif gguf.find(place) is None and not (place / "config.json").exists():
+        raise CheckpointError(
+            f"{place} holds no config.json and no .gguf file: expected a directory with config.json and *.safetensors, or a GGUF file"
+        )
+
+
+def _check_file(file: Path) -> None:
+    if not gguf.is_file(file):
+        raise ModelNotFoundError(
+            f"{str(file)!r} is a file; give the directory that holds config.json and the *.safetensors files, or a .gguf file"
+        )
+
+
 def resolve(
     model: str, cache_dir: Path | None = None, served: str = "", *, data_dir: Path | None = None, waits: Waits | None = None
 ) -> Path:
-    """The directory of `model`'s checkpoint; downloads it if it is a Hub name that is not in the Hub's cache yet, and converts a directory
-    that holds a GGUF file (`gguf.checkpoint_of`: data_dir, waits, and more errors).
+    """The directory of `model`'s checkpoint; downloads it if it is a Hub name that is not in the Hub's cache yet, and converts a GGUF file,
+    or that of a directory (`gguf.checkpoint_of`: data_dir, waits, and more errors).
 
     cache_dir: where the Hub's snapshots are kept; None = huggingface_hub's own place. served: said at the end of an error about a name.
     ModelNotFoundError says which places were tried and what to do.
@@ -44,7 +68,8 @@ def resolve(
     if directory.is_dir():
         return gguf.checkpoint_of(directory.resolve(), data_dir, waits)
     if directory.exists():
-        raise ModelNotFoundError(f"{model!r} is a file; give the directory that holds config.json and the *.safetensors files")
+        _check_file(directory)
+        return gguf.checkpoint_of(directory.absolute(), data_dir, waits)
     if not is_hub_name(model):
         raise ModelNotFoundError(
             f"there is no directory {model!r}, and it is no Hub name either (owner/name); check the spelling{served}"

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from protocols.errors import (
     BadRequestError,
@@ -20,13 +20,20 @@ from protocols.errors import (
     ProtocolVersionError,
     SwarmError,
 )
+from protocols.ids import PeerId
 from swarm.dht.address import PeerAddress
 from swarm.meeting.bootstrap import given_are_silent
 from swarm.meeting.neighbours import Neighbours
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_MAX_IGNORED = 1_024
+_MAX_NOTED = 1_024
+"""Addresses that are ignored, and peers that were met."""
+
+_MAX_TOLD = 2
+"""Reasons that one message tells: there may be as many as there are known peers."""
+
 _MAX_SAID = 16
 """Peers that are not for us of which the log tells; a neighbour may announce any number."""
 
@@ -124,6 +131,8 @@ class Joiner:
         self._has_joined = asyncio.Event()
         self._ignored: dict[PeerAddress, None] = {}
         """Of other swarms, or without a common version."""
+        self._met: dict[tuple[PeerId, int], None] = {}
+        """Who has answered, with the port: on this machine and on the network the same node has different hosts."""
         self._has_asked = asyncio.Event()
         """The first round is over."""
         self._last_failure = ""
@@ -211,6 +220,8 @@ class Joiner:
 
     async def _meet_neighbours(self, *, only_new: bool = False) -> bool:
         chosen = self._sources.neighbours.to_ask(self._ignored, only_new=only_new)
+        if only_new:  # we are in, by one of them perhaps
+            chosen = [one for one in chosen if (one.peer, one.port) not in self._met]
         are_ours = await asyncio.gather(*(self._is_ours(one) for one in chosen))
         ours = [address for address, is_ours in zip(chosen, are_ours, strict=True) if is_ours]
         return bool(ours) and await self._may_join(ours) and await self._try("neighbouring", ours)
@@ -238,9 +249,7 @@ class Joiner:
         return False
 
     def _ignore(self, addresses: Sequence[PeerAddress]) -> None:
-        self._ignored.update(dict.fromkeys(addresses))
-        while len(self._ignored) > _MAX_IGNORED:
-            del self._ignored[next(iter(self._ignored))]
+        _note(self._ignored, addresses)
 
     async def _try(self, kind: str, addresses: Sequence[PeerAddress]) -> bool:
         """Ask all at once. True if one answered."""
@@ -256,10 +265,11 @@ class Joiner:
         )
         if met.answered:
             self._refusal = None
+            _note(self._met, [(one.peer, one.port) for one in met.answered])
             await self._on_change(met, f"joined: {met}")
             self._has_joined.set()
             return True
-        self._last_failure = "; ".join(str(result) for result in results)
+        self._last_failure = _told([str(result) for result in results])
         if kind == "given":
             self._refusal = next((one for one in results if isinstance(one, SwarmError) and is_refusal(one)), None)
         return False
@@ -277,3 +287,16 @@ class Joiner:
             level = logging.WARNING if len(self._ignored) <= _MAX_SAID else logging.DEBUG
             log.log(level, "the %s peer at %s is not for us: %s", kind, address, error)
             raise
+
+
+def _note(book: dict[T, None], newest: Sequence[T]) -> None:
+    """Add them, and forget the first ones beyond the bound."""
+    book.update(dict.fromkeys(newest))
+    while len(book) > _MAX_NOTED:
+        del book[next(iter(book))]
+
+
+def _told(reasons: Sequence[str]) -> str:
+    """Some of the reasons, and how many more there are."""
+    more = len(reasons) - _MAX_TOLD
+    return "; ".join([*reasons[:_MAX_TOLD], *([f"and {more} more"] if more > 0 else [])])

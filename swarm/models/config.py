@@ -17,6 +17,8 @@ from swarm.models.skeleton import causal_config
 def check_type(raw: Mapping[str, Any], where: str) -> str:
     """The model type; ModelNotSupportedError if this transformers does not know it."""
     kind = raw.get("model_type")
+    if kind is None:
+        raise CheckpointError(f"{where} names no model_type, as the config of every model does; download it again")
     if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise ModelNotSupportedError(
             f"{where}: model type {str(kind)[:60]!r} is unknown to transformers {transformers.__version__}; "

@@ -39,6 +39,7 @@ class Contacts:
             check=greeter.prove,
         )
         self._joiner = Joiner(dht, self._sources, self._on_join)
+        self._has_met = False
 
     async def keep_joined(self) -> None:
         """Until cancelled."""
@@ -79,7 +80,9 @@ class Contacts:
         await self._finder.run_lan(() if is_client else announced, heard)
 
     async def _on_join(self, met: Met | None, text: str) -> None:
-        log.log(logging.INFO if met else logging.WARNING, "%s", text)
+        is_first = not (self._has_met or self.given)  # known peers may all have left since: `Peer.alone` says it
+        log.log(logging.INFO if met or is_first else logging.WARNING, "%s", text)
+        self._has_met = self._has_met or met is not None
         if met:
             if met.kind == "given":
                 await self._greet_given()

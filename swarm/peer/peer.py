@@ -192,9 +192,7 @@ class Peer(Greeter):
     @property
     def alone(self) -> str:
         """What a node without neighbours can say of it, for people."""
-        return (
-            f"no peer was named, and none that is remembered or heard answers; this is the first of its swarm; {self.finder.hint}"
-        )
+        return f"no peer was named, and none that is known or heard answers: this is the first of its swarm; {self.finder.hint}"
 
     @property
     def refusal(self) -> SwarmError | None:

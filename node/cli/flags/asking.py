@@ -24,6 +24,7 @@ from protocols.errors import ConfigError, ModelNotSupportedError
 from protocols.swarm_key import SwarmKey
 from protocols.words import counted
 from swarm import places
+from swarm.checkpoints import resolve
 from swarm.meeting import keyring, known_peers
 from swarm.meeting.bootstrap import FindConfig
 from swarm.meeting.entering import ANYBODY, Entry
@@ -146,6 +147,7 @@ def find_config(swarm: str, lan: bool, data_dir: Path | None, key: SwarmKey | No
 @contextmanager
 def open_model(asking: ClientSettings) -> Iterator[Any]:
     """The model, its ends loaded and its swarm joined; closed again whatever happens."""
+    resolve.check(asking.model)
     threads.wait_quietly()
     with shown() as on_wait:
         on_wait(loading(asking.model_name or name_in_swarm(asking.model)))  # the imports alone take seconds

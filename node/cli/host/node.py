@@ -30,6 +30,7 @@ from node.train_hours import TrainHours
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
 from swarm import descriptors, places
+from swarm.checkpoints import resolve
 
 if TYPE_CHECKING:
     from node.telemetry import Telemetry
@@ -135,6 +136,8 @@ def read(serve: Sequence[Serve], flags: Hosting, run: RunFile | str | None = Non
         raise ConfigError(
             f"--blocks says which blocks of one model, got it with {len(serve)}; give each its own in a [[serve]] table of the file"
         )
+    for one in serve if run is None else ():
+        resolve.check(one.model)
     blocks = first.blocks if flags.blocks is None else _span(flags.blocks)
     data_dir, into = flags.data_dir or places.data_dir(), flags.enter()
     return NodeConfig(

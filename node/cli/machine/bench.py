@@ -21,6 +21,7 @@ from protocols.ids import short_peer
 from protocols.inference import Route
 from protocols.words import counted, one_line
 from swarm import places, waiting
+from swarm.checkpoints import resolve
 from swarm.meeting.bootstrap import FindConfig
 from swarm.places import is_place
 from swarm.waiting import OnWait, Wait, Waits
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 def run(model: str, flags: BenchOptions, *, is_json: bool) -> None:
     """Measure and print; raises what keeps a node or a client from starting."""
     check_range("--patience", flags.patience, "0 seconds or more", flags.patience >= 0)
+    resolve.check(model)
     into, folder = flags.enter(), flags.data_dir or places.data_dir()
     find = find_config(into.swarm, flags.lan, flags.data_dir, into.entry.key)
     find.check(into.peers)

@@ -25,6 +25,7 @@ from swarm.waiting import OnWait, Wait
 
 if TYPE_CHECKING:
     from node.cli.flags.command_options import DoctorOptions
+    from node.doctor import network
 
 STYLES: dict[Verdict, str] = {"ok": "green", "warning": "yellow", "failed": "bold red", "skipped": "dim"}
 NAME = 11
@@ -35,12 +36,26 @@ PIPE_COLUMNS = 200
 def run(flags: DoctorOptions, *, is_json: bool) -> int:
     """Print what was found; the exit code: 0, or 1 if a check has failed."""
     with shown() as on_wait:
-        checks = _machine(flags, on_wait) + _network(flags, on_wait)
+        checks = _checks(flags, on_wait)
     if is_json:
         as_json.show({"is_healthy": is_healthy(checks), "checks": [asdict(one) for one in checks]})
     else:
         show(checks)
     return 0 if is_healthy(checks) else 1
+
+
+def _checks(flags: DoctorOptions, on_wait: OnWait) -> list[Check]:
+    """Neighbours take 3 s to be heard, and torch takes as long to be loaded: at the same time."""
+    from node.doctor import network
+
+    into, place = flags.enter(), _place(flags)
+    find = find_config(into.swarm, flags.lan, flags.data_dir, into.entry.key)
+    heard = network.listen(find)
+    found = _machine(flags, on_wait)
+    on_wait(Wait(kind="checking", text="listening for neighbours"))
+    found.append(heard.result())
+    on_wait(Wait(kind="checking", text="asking peers, and being dialled by them"))
+    return found + asyncio.run(network.look(into, find, place))
 
 
 def _machine(flags: DoctorOptions, on_wait: OnWait) -> list[Check]:
@@ -54,18 +69,14 @@ def _machine(flags: DoctorOptions, on_wait: OnWait) -> list[Check]:
     ]  # fmt: skip
 
 
-def _network(flags: DoctorOptions, on_wait: OnWait) -> list[Check]:
-    on_wait(Wait(kind="checking", text="asking peers, and being dialled by them"))
+def _place(flags: DoctorOptions) -> network.Place:
     from node.doctor import network
 
-    into = flags.enter()
     announce = None if flags.announce is None else parse_address(flags.announce, "--announce")
-    place = network.Place(
-        listen=parse_address(flags.listen, "--listen"),
-        announce=announce,
-        is_given=announce is not None or flags.listen != type(flags).listen,
-    )
-    return asyncio.run(network.look(into, find_config(into.swarm, flags.lan, flags.data_dir, into.entry.key), place))
+    listen = parse_address(flags.listen, "--listen")
+    return network.Place(
+        listen=listen, announce=announce, is_given=announce is not None or flags.listen != type(flags).listen
+    )  # fmt: skip
 
 
 def show(checks: Sequence[Check]) -> None:

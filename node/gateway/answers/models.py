@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import ParamSpec, TypeVar
 
-from protocols.errors import ModelNotFoundError, OverloadedError, shown
+from protocols.errors import ModelNotFoundError, OverloadedError
 from swarm.thin.constraining import Constraining
 from swarm.thin.decoding import Decoding
 from swarm.thin.model import ThinModel
@@ -83,7 +83,7 @@ class Models:
         known = name if self._is_fixed else name.partition("@")[0]
         if known not in self.names:
             some = ", ".join(self.names[:MAX_SHOWN]) or "no model yet"
-            raise ModelNotFoundError(f"no model {shown(name)} here; this gateway serves {some}")
+            raise ModelNotFoundError(f"no model {name[:MAX_SHOWN_LETTERS]!r} here; this gateway serves {some}")
 
     def hear(self, names: Sequence[str]) -> None:
         """What the swarm serves now. A model that it serves no more stays open: its nodes may come back."""

@@ -100,7 +100,8 @@ async def test_a_whole_look_greets_a_peer_and_is_dialled_back(tmp_path: Path) ->
     async with Peer(PeerConfig(data_dir=tmp_path)) as other:
         into = Entered(peers=(*other.multiaddrs, str(ADDRESS)))
         place = network.Place(listen=("127.0.0.1", 0), announce=None, is_given=True)
-        found = {one.name: one for one in await network.look(into, FindConfig(), place)}
+        checks = [await network.neighbours(FindConfig()), *await network.look(into, FindConfig(), place)]
+    found = {one.name: one for one in checks}
     assert verdicts(*found.values()) == ["skipped", "ok", "ok", "ok"], found
     assert "1 of 2 peers answer" in found["peers"].found and "silent: 127.0.0.1:10" in found["peers"].found
     assert "has dialled 127.0.0.1:" in found["reachable"].found

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from protocols.errors import ModelNotFoundError
-from swarm.checkpoints.resolve import resolve
+from protocols.errors import CheckpointError, ModelNotFoundError, SwarmError
+from swarm.checkpoints import conversions
+from swarm.checkpoints.resolve import check, resolve
 from swarm.places import is_place, name_in_swarm
 
 
@@ -28,6 +29,43 @@ def test_a_file_is_refused_with_what_was_meant(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelNotFoundError, match="is a file"):
         resolve(str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "why"),
+    [
+        ("./nowhere", ModelNotFoundError, "no directory or file './nowhere'"),
+        ("/no/such/place", ModelNotFoundError, "check the path"),
+        ("./empty", CheckpointError, "no config.json and no .gguf file"),
+        ("bare/model.safetensors", ModelNotFoundError, "is a file; give the directory"),
+        ("bare/", CheckpointError, "no config.json"),
+        ("several", CheckpointError, "2 GGUF files .* give the one that you want: .*several/a.gguf"),
+    ],
+)
+def test_what_is_no_model_is_told_before_anything_is_loaded(
+    model: str, error: type[SwarmError], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("bare/model.safetensors", "several/a.gguf", "several/b.gguf", "whole/config.json", "one/tiny.gguf"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).touch()
+    Path("empty").mkdir()
+    with pytest.raises(error, match=why):
+        check(model)
+    for good in ("whole", "one", "one/tiny.gguf", "several/b.gguf", "empty", "a-name-in-the-swarm", "owner/name"):
+        check(good)
+
+
+def test_a_gguf_file_is_a_model_by_its_own_name(tmp_path: Path) -> None:
+    """A folder of downloads holds several, and has a name that says nothing."""
+    file = tmp_path / "downloads" / "SmolLM2-Q4.gguf"
+    file.parent.mkdir()
+    file.write_bytes(b"GGUF")
+    assert name_in_swarm(str(file)) == "SmolLM2-Q4" and name_in_swarm(str(file.parent)) == "downloads"
+    place = conversions.place_of(file, tmp_path, file.stem)
+    assert place.name == "SmolLM2-Q4" and place.parent != conversions.place_of(file, tmp_path).parent
+    place.mkdir(parents=True)
+    assert resolve(str(file), data_dir=tmp_path) == place
 
 
 def test_a_hub_name_says_that_both_places_were_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,6 +141,39 @@ async def test_a_neighbour_that_announces_new_addresses_all_the_time_causes_a_ro
     assert MAX_ASKED <= num_asked <= 7 * MAX_ASKED and num_looks == 0
 
 
+@pytest.mark.parametrize("port", [4001, 4003])
+async def test_a_neighbour_that_was_met_by_another_address_is_not_joined_again(port: int) -> None:
+    """A node of this machine is remembered on loopback, and heard on the network. At another port it was started again."""
+    remembered, heard = PeerAddress("ip4", "127.0.0.1", port, HONEST.peer), HONEST
+    expected = [remembered] if port == heard.port else [remembered, heard]
+    joined, last, is_over = list[PeerAddress](), address(9, "192.168.1.9"), asyncio.Event()
+
+    async def check(address: PeerAddress) -> None:
+        pass
+
+    async def on_change(met: Met | None, text: str) -> None:
+        assert met is not None
+        joined.extend(met.answered)
+        if joined == expected:
+            sources.neighbours.hear(last)  # it comes after all that was heard before
+        if last in joined:
+            is_over.set()
+
+    class Friendly(Alone):
+        async def join(self, address: PeerAddress) -> None:
+            self.num_neighbours = 1
+
+    sources = Sources(has_lan=True, remembered=lambda: [remembered], check=check)
+    sources.neighbours.hear(heard)
+    running = asyncio.create_task(Joiner(Friendly(), sources, on_change, JoinTimes(min_pause_s=0.01)).run())
+    try:
+        async with asyncio.timeout(60):
+            await is_over.wait()
+    finally:
+        running.cancel()
+    assert joined == [*expected, last]
+
+
 async def test_who_has_joined_looks_around_now_and_then_also_in_a_noisy_network() -> None:
     looked = asyncio.Semaphore(0)
 
