@@ -306,7 +306,7 @@ def bad_inputs(model: Path, peer: str) -> dict[str, tuple[list[str], int, list[s
     port = peer.split("/")[4]
     dead = f"/ip4/127.0.0.1/tcp/1/p2p/{NOBODY}"
     return {
-        "unknown model": (["node", "/nowhere/model", "--no-lan"], 4, ["/nowhere/model", "check the spelling"]),
+        "unknown model": (["node", "/nowhere/model", "--no-lan"], 4, ["/nowhere/model", "check the path"]),
         "truncated file": (["node", str(cut), "--no-lan"], 4, ["model.safetensors", "truncated", "download it again"]),
         "unknown device": (["node", str(model), "--device", "tpu"], 2, ["'tpu'", "cpu", "--device auto"]),
         "blocks beyond": (["node", str(model), "--blocks", "3:9", "--no-lan"], 2, ["3:9", "5 blocks", "within 0:5"]),
