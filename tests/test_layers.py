@@ -394,6 +394,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "node/runs/stage",
         "node/training/spec",
         "swarm",
+        "swarm/checkpoints",
         "swarm/dht",
         "swarm/meeting",
         "swarm/peer",
