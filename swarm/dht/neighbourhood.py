@@ -3,12 +3,13 @@
 hivemind's routing table, and what a hostile member may not do with it.
 
 A PeerID has one node id, and no peer takes another's. A full bucket remembers a bucketful of replacements. A peer that does not answer
-is not asked for a while, even if it calls us.
+is not asked for a while; if it calls us meanwhile, one question, for which no lookup waits, shows whether it answers again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from hivemind.dht.protocol import DHTProtocol
@@ -23,6 +24,10 @@ DEPTH_MODULO = 5
 SILENT_S = 20.0
 """Seconds for which a member that did not answer is not asked again."""
 
+PING_AGAIN_S = 1.0
+"""Least time between two such questions to one member; SILENT_S if it has answered: else one that answers nothing but these would delay
+every look."""
+
 _MAX_SILENT = 4_096
 
 _ODD = 1 << 64
@@ -34,6 +39,8 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
 
     _silent: dict[PeerID, float]
     """Who did not answer us, and until when it is left alone."""
+    _pinged: dict[PeerID, float]
+    """Who called us while it was left alone, and until when it is not asked for that reason again."""
     _tasks: set[asyncio.Task[None]]
     clock: Clock
 
@@ -47,8 +54,10 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
         node_id = before if node_id is None else node_id
         if node_id is None or node_id == self.node_id or peer_id == self.peer_id or node_id % _ODD == 0:
             return
-        if table.get(node_id=node_id, default=peer_id) != peer_id or self.is_silent(peer_id):
+        if table.get(node_id=node_id, default=peer_id) != peer_id:
             return
+        if self.is_silent(peer_id):
+            return self._ping_again(peer_id)
         if before is not None and before != node_id:
             del table[before]
         doubted = table.add_or_update_node(node_id, peer_id)
@@ -65,6 +74,24 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
     async def _ping(self, peer: PeerID) -> None:
         await self.call_ping(peer)
 
+    def _ping_again(self, peer: PeerID) -> None:
+        """It calls us, so it may have been started again, or its network is back."""
+        if self._pinged.get(peer, -math.inf) <= self.clock.now_s():
+            self._note(self._pinged, peer, PING_AGAIN_S)
+            self._spawn(self._take_back_if_it_answers(peer))
+
+    async def _take_back_if_it_answers(self, peer: PeerID) -> None:
+        if (node_id := await self.call_ping(peer)) is not None:
+            self._note(self._pinged, peer, SILENT_S)
+            self.take_back(peer)
+            await self.update_routing_table(node_id, peer)
+
+    def _note(self, book: dict[PeerID, float], peer: PeerID, lasts_s: float) -> None:
+        book.pop(peer, None)
+        book[peer] = self.clock.now_s() + lasts_s
+        while len(book) > _MAX_SILENT:
+            del book[next(iter(book))]
+
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -72,11 +99,8 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # an untrusted peer's errors are not logged
 
     def leave_alone(self, peer: PeerID) -> None:
-        """It is no neighbour for SILENT_S, whatever it asks of us: else one that never answers would delay every look."""
-        self._silent.pop(peer, None)
-        self._silent[peer] = self.clock.now_s() + SILENT_S
-        while len(self._silent) > _MAX_SILENT:
-            del self._silent[next(iter(self._silent))]
+        """It is no neighbour for SILENT_S, unless it answers before: else one that never answers would delay every look."""
+        self._note(self._silent, peer, SILENT_S)
         self._spawn(self.update_routing_table(None, peer, responded=False))
 
     def take_back(self, peer: PeerID) -> None:

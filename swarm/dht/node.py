@@ -147,6 +147,10 @@ class Dht:
         """Returns when p2pd has ended, or is not heard any more."""
         await daemon.ended(self._running.p2p)
 
+    def end_daemon(self) -> None:
+        """End p2pd at once, for `died` to return."""
+        self._running.p2p._child.kill()
+
     async def stop(self) -> None:
         """End p2pd and remove its sockets, within 2 × STOP_S."""
         node, self._node = self._node, None

@@ -97,7 +97,7 @@ class Protocol(Neighbourhood):
         self._stores, self._pings, self._finds, self._found_bytes = (
             Meter(limit, WINDOW_S, clock.now_s) for limit in (MAX_STORES, MAX_PINGS, MAX_FINDS, MAX_FOUND_BYTES)
         )
-        self._silent, self._tasks = dict[PeerID, float](), set[asyncio.Task[None]]()
+        self._silent, self._pinged, self._tasks = dict[PeerID, float](), dict[PeerID, float](), set[asyncio.Task[None]]()
         self.node_info = dht_pb2.NodeInfo() if client_mode else dht_pb2.NodeInfo(node_id=self.node_id.to_bytes())
         if not client_mode:
             await self.add_p2p_handlers(p2p, Guarded(self, AuthRole.SERVICER, guard))

@@ -29,7 +29,10 @@ MAX_LOST = 16
 """Peers that answered once and failed since, the last ones."""
 
 AVOID_LOOKS = 5
-"""Looks for which a newcomer that did not answer is not asked again."""
+"""Looks for which a newcomer that did not answer is not asked again, unless it has moved."""
+
+MAX_MOVED = 4
+"""Addresses that a given peer announces, which are tried before those that were given."""
 
 NEW_EVERY = 3
 """Every third that is asked is a newcomer."""
@@ -51,13 +54,14 @@ class Sources:
 
     def __init__(self, given: Sequence[Source], rng: random.Random) -> None:
         self._rng = rng
-        self._proven = {source.peer: source for source in given}
+        self._given = {source.peer: source for source in given}
+        self._proven = dict(self._given)
         """Given, or has answered; who is asked first stands first."""
         self._untried: dict[PeerId, Source] = {}
         self._lost: dict[PeerId, Source] = {}
         """Answered once, and failed since; the last one stands last."""
-        self._dead: dict[PeerId, int] = {}
-        """Looks for which a newcomer that did not answer is left alone."""
+        self._dead: dict[tuple[PeerId, tuple[str, ...]], int] = {}
+        """Looks for which one that did not answer at these addresses is left alone there."""
 
     def __iter__(self) -> Iterator[Source]:
         """In the order in which they would be asked now."""
@@ -93,7 +97,7 @@ class Sources:
         if source.is_given:
             self._proven[source.peer] = source
             return
-        self._dead[source.peer] = AVOID_LOOKS
+        self._dead[source.peer, source.addresses] = AVOID_LOOKS
         if has_answered:
             self._lost[source.peer] = source
         while len(self._lost) > MAX_LOST:
@@ -106,14 +110,20 @@ class Sources:
     def learn(self, records: Sequence[PeerRecord]) -> None:
         """Note peers that we have not heard of, and what is new about the others."""
         for record in self._rng.sample(records, len(records)):
-            if record.peer in self._dead:
+            if (record.peer, record.addresses) in self._dead:
                 continue
             source = Source(peer=record.peer, addresses=record.addresses, certificate=record.certificate)
             known = self._proven.get(record.peer)
             if known is not None:
-                self._proven[record.peer] = known if known.is_given else source
+                self._proven[record.peer] = self._moved(source) if known.is_given else source
             elif record.addresses:
                 if record.peer not in self._untried and len(self._untried) >= MAX_UNTRIED:
                     del self._untried[self._rng.choice(list(self._untried))]
                 self._untried[record.peer] = source
-        self._dead = {peer: looks - 1 for peer, looks in self._dead.items() if looks > 1}
+        self._dead = {place: looks - 1 for place, looks in self._dead.items() if looks > 1}
+
+    def _moved(self, source: Source) -> Source:
+        """A given peer, where it says that it is now, and where our user said."""
+        given = self._given[source.peer]
+        addresses = tuple(dict.fromkeys((*source.addresses[:MAX_MOVED], *given.addresses)))
+        return Source(peer=source.peer, addresses=addresses, certificate=source.certificate or given.certificate, is_given=True)

@@ -43,7 +43,8 @@ NEIGHBOUR_S = 3.0
 _FIRST_PAUSE_S = 0.5
 """Pause after the first round in which no peer answers; twice as long after each further one."""
 
-_LONGEST_PAUSE_S = 15.0
+_LONGEST_PAUSE_S = 4.0
+"""A user may wait for the network to be back."""
 
 _WATCH_S = 1.0
 """How soon a peer that has lost all contacts looks for others."""

@@ -11,7 +11,8 @@ import logging
 
 from protocols.errors import PeerUnreachableError, SwarmError
 from swarm.dht.address import PeerAddress
-from swarm.meeting.joining import NEIGHBOUR_S, Joiner, Meeting, Met, Sources, is_refusal
+from swarm.meeting.dial_pauses import Dht, Unpaused
+from swarm.meeting.joining import NEIGHBOUR_S, Joiner, Met, Sources, is_refusal
 from swarm.peer.config import PeerConfig
 from swarm.peer.greeter import Greeter
 
@@ -24,7 +25,7 @@ _REMEMBERED_FIRST_S = 2.0
 class Contacts:
     """Meets other peers for one peer, and meets them again after losses."""
 
-    def __init__(self, config: PeerConfig, greeter: Greeter, dht: Meeting) -> None:
+    def __init__(self, config: PeerConfig, greeter: Greeter, dht: Dht) -> None:
         self._config, self._greeter, self._finder, self._dht = config, greeter, greeter.finder, dht
         named = map(PeerAddress.parse, config.bootstrap)
         self.given = tuple(address for address in named if address.peer != greeter.peer_id)  # one list for all nodes
@@ -38,7 +39,7 @@ class Contacts:
             has_lan=self._finder.has_lan and not self.given,
             check=greeter.prove,
         )
-        self._joiner = Joiner(dht, self._sources, self._on_join)
+        self._joiner = Joiner(Unpaused(dht, greeter.prove), self._sources, self._on_join)
         self._has_met = False
 
     async def keep_joined(self) -> None:

@@ -157,6 +157,33 @@ def test_few_of_the_lost_are_remembered_and_nobody_who_never_answered() -> None:
     assert [source.peer for source in sources] == peers[: MAX_LOST - 1 : -1]
 
 
+def test_a_peer_that_was_started_again_elsewhere_is_asked_there() -> None:
+    """A given one at its new address and at the one that was given; one that failed at its old address without a pause."""
+    given = Source(peer=ALICE.peer_id, addresses=("old:1",), is_given=True)
+    sources = Sources([given], random.Random(1))
+
+    def asked() -> dict[PeerId, tuple[str, ...]]:
+        return {source.peer: source.addresses for source in sources}
+
+    for addresses in (("new:1",), ("newer:1",)):
+        sources.learn([at(ALICE, *addresses)])
+        assert asked() == {ALICE.peer_id: (*addresses, "old:1")}
+    (source,) = sources
+    sources.failed(source)
+    assert asked() == {ALICE.peer_id: ("newer:1", "old:1")}
+
+    sources.learn([at(BOB, "old:1")])
+    sources.failed(Source(peer=BOB.peer_id, addresses=("old:1",)))
+    sources.learn([at(BOB, "old:1")])
+    assert BOB.peer_id not in asked()
+    sources.learn([at(BOB, "new:1")])
+    assert asked()[BOB.peer_id] == ("new:1",)
+
+
+def at(peer: Identity, *addresses: str) -> PeerRecord:
+    return PeerRecord(peer=peer.peer_id, addresses=addresses, hosted=hosted(ModelId("tiny", "a" * 64), Span(0, 4), 4))
+
+
 def crowd(count: int) -> list[tuple[PeerId, SignedEntry]]:
     return [record(from_seed(number.to_bytes(32))) for number in range(1_000, 1_000 + count)]
 

@@ -119,16 +119,21 @@ async def test_a_member_that_says_nothing_delays_but_hides_nothing() -> None:
         assert set(await payloads(alice)) == {name(alice), name(bob)}
 
 
-async def test_a_member_that_was_silent_is_a_neighbour_again_once_it_answers() -> None:
+@pytest.mark.parametrize("by", ["it is joined", "it calls"])
+async def test_a_member_that_was_silent_is_a_neighbour_again_once_it_answers(by: str) -> None:
     async with members(2) as (one, two):
         one._running.leave_alone(two._running.peer_id)
         async with asyncio.timeout(60):
             while one.num_neighbours:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        await two.get([KEY])  # its own questions do not bring it back
-        assert one.num_neighbours == 0
-        await one.join(address_of(two))
-        assert one.num_neighbours == 1
+        if by == "it is joined":
+            await one.join(address_of(two))
+        else:  # it calls, and answers the question that this causes
+            await two.get([KEY])
+        async with asyncio.timeout(60):
+            while not one.num_neighbours:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert not one._running.is_silent(two._running.peer_id)
 
 
 async def _never(*_: object) -> bytes:

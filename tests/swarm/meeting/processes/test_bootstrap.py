@@ -6,6 +6,7 @@ Peers of another swarm are ignored, and the log says so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import subprocess
@@ -80,6 +81,23 @@ async def test_a_client_whose_given_peers_are_gone_comes_back_by_those_that_it_h
                         await asyncio.sleep(0.02)
             await met(lonely)
             assert other.peer_id in neighbours_of(lonely._dht._running)
+
+
+async def test_a_peer_that_is_back_is_met_though_the_daemon_would_not_dial_it_yet(tmp_path: Path) -> None:
+    """After a failed dial, p2pd refuses to dial the same address for some seconds, and after many for minutes."""
+    async with contextlib.AsyncExitStack() as stack:
+        first = await stack.enter_async_context(Peer(PeerConfig(data_dir=tmp_path)))
+        lonely = await stack.enter_async_context(client(NOBODY_ELSE, *first.multiaddrs))
+        before = lonely._dht._running
+        await first.__aexit__()
+        await forget(before)
+        async with asyncio.timeout(60):
+            while "no connection to peer" not in lonely._contacts._joiner._last_failure:  # noqa: ASYNC110  # asked by gRPC: p2pd pauses
+                await asyncio.sleep(0.02)
+        again = await stack.enter_async_context(Peer(PeerConfig(data_dir=tmp_path, listen=first._keeper.listen)))
+        assert again.multiaddrs == first.multiaddrs
+        await met(lonely)
+        assert lonely._dht._node is not before
 
 
 def neighbours_of(member: Neighbourhood) -> set[str]:

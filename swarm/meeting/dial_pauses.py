@@ -1,0 +1,77 @@
+"""p2pd's pauses after failed dials, and what ends them early.
+
+After each failed dial of an address, p2pd refuses to dial it for 5 s + n * n s, n being the failures so far, and at most 5 minutes. A network
+that was away for two minutes is back for 40 s until p2pd notices, and p2pd has no call that ends a pause. So if a peer answers by gRPC, and
+we know no other member, p2pd is started again: it takes half a second, and there is nothing that it could lose.
+Source: `DialBackoff` in https://github.com/libp2p/go-libp2p/blob/master/p2p/net/swarm/swarm_dial.go
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from protocols.errors import PeerUnreachableError
+from swarm.clock import SYSTEM, Clock
+from swarm.dht.address import PeerAddress
+
+log = logging.getLogger(__name__)
+
+PAUSED = "backoff"
+"""How p2pd's words end if it has not dialled."""
+
+REST_S = 30.0
+"""Least seconds between two such starts: a peer may answer by gRPC while its p2pd cannot be reached."""
+
+
+class Dht(Protocol):
+    """What this needs of `swarm.dht.node.Dht`."""
+
+    @property
+    def num_neighbours(self) -> int: ...
+
+    async def join(self, address: PeerAddress) -> None: ...
+
+    async def look_around(self) -> None: ...
+
+    def end_daemon(self) -> None: ...
+
+
+class Unpaused:
+    """A DHT that is joined again soon after an outage. It is a `Meeting`."""
+
+    def __init__(self, dht: Dht, check: Callable[[PeerAddress], Awaitable[None]], clock: Clock = SYSTEM) -> None:
+        """check: raises a SwarmError unless the peer at the address answers a hello by gRPC."""
+        self._dht, self._check, self._now_s = dht, check, clock.now_s
+        self._ended_s = -math.inf
+        """When p2pd was last ended for its pauses."""
+
+    @property
+    def num_neighbours(self) -> int:
+        """Members that we know."""
+        return self._dht.num_neighbours
+
+    async def look_around(self) -> None:
+        """Ask them for others."""
+        await self._dht.look_around()
+
+    async def join(self, address: PeerAddress) -> None:
+        """Meet the peer. PeerUnreachableError if that fails, though p2pd may be started again then; the error of `check` if it is not
+        there."""
+        try:
+            await self._dht.join(address)
+        except PeerUnreachableError as error:
+            if not str(error).endswith(PAUSED) or self._is_resting:
+                raise
+            await self._check(address)
+            if not self._dht.num_neighbours and not self._is_resting:
+                log.warning("p2pd pauses after failed dials, and %s is there: it is started again", address)
+                self._ended_s = self._now_s()
+                self._dht.end_daemon()
+            raise
+
+    @property
+    def _is_resting(self) -> bool:
+        return self._now_s() - self._ended_s < REST_S
