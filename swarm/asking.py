@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from protocols.errors import SwarmError
 from protocols.records import PeerRecord
+from swarm import awake
 
 Ping = Callable[[PeerRecord], Awaitable[float]]
 """Says hello to a peer: its round trip in milliseconds, without the time to connect. SwarmError if it does not answer."""
@@ -29,7 +30,7 @@ AT_ONCE = 64
 async def is_there(ping: Ping, record: PeerRecord, hello_s: float = HELLO_S) -> bool:
     """Does it answer a hello within `hello_s`?"""
     try:
-        async with asyncio.timeout(hello_s):
+        async with awake.timeout(hello_s):
             await ping(record)
     except (SwarmError, TimeoutError):
         return False

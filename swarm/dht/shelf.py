@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocols.entries import SignedEntry
+from protocols.entries import MAX_LIFE_S, SignedEntry
 from protocols.ids import PeerId
 from swarm.prefixes import is_local
 
@@ -102,7 +102,7 @@ class Shelf:
     def entries(self, key: bytes) -> dict[PeerId, SignedEntry]:
         """What is kept under a key and has not expired."""
         now_s = self._clock()
-        return {peer: kept.entry for peer, kept in self._keys.get(key, {}).items() if kept.entry.expires_s > now_s}
+        return {peer: kept.entry for peer, kept in self._keys.get(key, {}).items() if _holds(kept.entry, now_s)}
 
     def holds(self, key: bytes, author: PeerId) -> bool:
         """Is anything of this author's kept under the key?"""
@@ -111,10 +111,10 @@ class Shelf:
     def would_take(self, key: bytes, author: PeerId, expires_s: float) -> bool:
         """Is it later than what is held, and within its author's share? Cheap, so asked before a signature is checked."""
         self._sweep()
-        held = self._keys.get(key, {}).get(author)
-        if held is not None:
+        held, now_s = self._keys.get(key, {}).get(author), self._clock()
+        if held is not None and _holds(held.entry, now_s):
             return expires_s > held.entry.expires_s
-        return expires_s > self._clock() and self._of_author[author] < MAX_PER_AUTHOR
+        return expires_s > now_s and (held is not None or self._of_author[author] < MAX_PER_AUTHOR)
 
     def put(self, key: bytes, author: PeerId, entry: SignedEntry, origin: str) -> bool:
         """Keep a checked entry; False if `would_take` says no."""
@@ -179,5 +179,10 @@ class Shelf:
             return
         self._swept_s = now_s
         for key, held in list(self._keys.items()):
-            for author in [author for author, kept in held.items() if kept.entry.expires_s <= now_s]:
+            for author in [author for author, kept in held.items() if not _holds(kept.entry, now_s)]:
                 self._remove((key, author))
+
+
+def _holds(entry: SignedEntry, now_s: float) -> bool:
+    """Not expired, nor from a time to come: our clock was set back then, and no peer would believe the entry."""
+    return now_s < entry.expires_s <= now_s + MAX_LIFE_S

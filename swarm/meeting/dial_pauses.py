@@ -1,8 +1,8 @@
 """p2pd's pauses after failed dials, and what ends them early.
 
-After each failed dial of an address, p2pd refuses to dial it for 5 s + n * n s, n being the failures so far, and at most 5 minutes. A network
-that was away for two minutes is back for 40 s until p2pd notices, and p2pd has no call that ends a pause. So if a peer answers by gRPC, and
-we know no other member, p2pd is started again: it takes half a second, and there is nothing that it could lose.
+After each failed dial of an address, p2pd refuses to dial it for 5 s + n * n s, n being the failures so far; for 5 minutes at most. If a
+network was away for two minutes, p2pd notices up to 40 s later that it is back, and it has no call that ends a pause. So if a peer answers
+by gRPC, and we know no other member, p2pd is started again: that takes half a second, and there is nothing that it could lose.
 Source: `DialBackoff` in https://github.com/libp2p/go-libp2p/blob/master/p2p/net/swarm/swarm_dial.go
 """
 
@@ -65,12 +65,18 @@ class Unpaused:
         except PeerUnreachableError as error:
             if not str(error).endswith(PAUSED) or self._is_resting:
                 raise
-            await self._check(address)
+            await self._answers(address)
             if not self._dht.num_neighbours and not self._is_resting:
                 log.warning("p2pd pauses after failed dials, and %s is there: it is started again", address)
                 self._ended_s = self._now_s()
                 self._dht.end_daemon()
             raise
+
+    async def _answers(self, address: PeerAddress) -> None:
+        try:
+            await self._check(address)
+        except PeerUnreachableError as error:
+            raise PeerUnreachableError(f"no peer answers at {address}: {error}") from None
 
     @property
     def _is_resting(self) -> bool:

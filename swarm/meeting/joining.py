@@ -148,6 +148,15 @@ class Joiner:
         if not (sources.given or sources.remembered() or sources.has_lan):
             self._has_joined.set()
 
+    @property
+    def has_joined(self) -> bool:
+        """Have we met a peer so far, or was there none to ask?"""
+        return self._has_joined.is_set()
+
+    def ask_now(self) -> None:
+        """Begin the next round without the rest of the pause."""
+        self._sources.neighbours.news.set()
+
     async def joined(self, timeout_s: float) -> None:
         """Returns once we have met a peer. PeerUnreachableError if not in time, with the reason, or at once if a given peer refuses us."""
         if not await self._happens(self._has_joined, timeout_s):

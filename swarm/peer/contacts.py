@@ -59,7 +59,9 @@ class Contacts:
         await self._joiner.settled(min(timeout_s, NEIGHBOUR_S))
 
     async def rejoin(self) -> None:
-        """Our daemon has been started again: join by every peer that we know of."""
+        """Our daemon has been started again: join by every peer that we know of; if we have not met any, as at the start."""
+        if not self._joiner.has_joined:
+            return self._joiner.ask_now()
         for address in dict.fromkeys((*self.given, *self._finder.remembered())):
             with contextlib.suppress(SwarmError):  # silent, or it does not take us
                 await self._dht.join(address)

@@ -19,6 +19,7 @@ from typing import Self
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId
+from swarm import awake
 from swarm.access_lists import keep_reading
 from swarm.dht.address import PeerAddress
 from swarm.directory.remote import RemoteDirectory
@@ -105,7 +106,7 @@ class ThinPeer(Greeter):
         """Ask all at once; True with the first that answers."""
         tasks = [asyncio.create_task(self._check(address)) for address in addresses]
         try:
-            async with asyncio.timeout(MEET_S):
+            async with awake.timeout(MEET_S):
                 for answer in asyncio.as_completed(tasks):
                     try:
                         self._found(await answer, addresses)

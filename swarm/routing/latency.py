@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from protocols.errors import DeadlineError, SwarmError
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
+from swarm import awake
 from swarm.asking import AT_ONCE, HELLO_S, Ping, answers
 from swarm.clock import SYSTEM, Clock
 
@@ -74,7 +75,7 @@ class Latency:
     async def probe(self, record: PeerRecord) -> SwarmError | None:
         """One round trip now; the reason where there is no answer within PING_S."""
         try:
-            async with asyncio.timeout(PING_S):
+            async with awake.timeout(PING_S):
                 round_trip_ms = await self._ping(record)
         except TimeoutError:
             self.forget(record.peer)

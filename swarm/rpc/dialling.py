@@ -21,6 +21,7 @@ import grpc.aio
 from protocols.errors import PeerUnreachableError, PrivateSwarmError, UnauthenticatedError
 from protocols.identity import Identity
 from protocols.ids import PeerId, short_peer
+from swarm import awake
 from swarm.access import Gate
 from swarm.rpc import auth, options, tls
 from swarm.rpc.race import race
@@ -40,9 +41,10 @@ class Target:
 class Connection:
     """A gRPC channel to one address, pinned to one certificate."""
 
-    def __init__(self, identity: Identity, address: str, der: bytes, gate: Gate) -> None:
+    def __init__(self, identity: Identity, address: str, der: bytes, gate: Gate, clock: Callable[[], float] = time.time) -> None:
+        """clock: Unix time, which servers read in our credential."""
         self.address, self.der = address, der
-        self._identity, self._swarm_key = identity, gate.key
+        self._identity, self._swarm_key, self._unix_s = identity, gate.key, clock
         self._fingerprint = tls.fingerprint(der)
         self._credential, self._signed_at = b"", float("-inf")
         self.channel = grpc.aio.secure_channel(
@@ -56,15 +58,16 @@ class Connection:
         return self.channel.get_state() is grpc.ChannelConnectivity.READY
 
     def metadata(self) -> tuple[tuple[str, bytes], ...]:
-        """What proves to this server who we are."""
-        if time.monotonic() - self._signed_at > auth.RENEW_S:
-            self._credential = auth.credential(self._identity, self._fingerprint, time.time() + auth.LIFE_S, self._swarm_key)
-            self._signed_at = time.monotonic()
+        """What proves to this server who we are; anew after RENEW_S, and if this machine's clock was set."""
+        now_s = self._unix_s()
+        if not 0 <= now_s - self._signed_at <= auth.RENEW_S:
+            self._credential = auth.credential(self._identity, self._fingerprint, now_s + auth.LIFE_S, self._swarm_key)
+            self._signed_at = now_s
         return ((auth.METADATA_KEY, self._credential),)
 
     async def opened(self) -> bool:
         """True once connected; False at the first failure, such as another certificate. TimeoutError after CONNECT_S."""
-        async with asyncio.timeout(CONNECT_S):
+        async with awake.timeout(CONNECT_S):
             state = self.channel.get_state(try_to_connect=True)
             while state is not grpc.ChannelConnectivity.READY:
                 if state in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):

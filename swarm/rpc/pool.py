@@ -19,6 +19,7 @@ from protocols.errors import DeadlineError, FrameError, PeerUnreachableError, Un
 from protocols.identity import Identity
 from protocols.ids import PeerId, short_peer
 from protocols.services import Method
+from swarm import awake
 from swarm.access import Gate
 from swarm.rpc import status, tls
 from swarm.rpc.dialling import CONNECT_S, Attempt, Connection, Target, dial
@@ -134,7 +135,7 @@ class PeerChannel:
     async def _stream_once(self, method: Method) -> Stream:
         call = self._call(await self._connected(), method)
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with awake.timeout(CONNECT_S):
                 if not await _is_admitted(call):
                     code, details = await call.code(), await call.details()
                     raise status.from_status(code, details, await call.trailing_metadata() or (), self.peer)

@@ -30,6 +30,7 @@ from protocols.errors import PeerUnreachableError, PrivateSwarmError, Unauthenti
 from protocols.identity import Identity, verify
 from protocols.ids import PeerId, peer_id_of, public_bytes, short_peer
 from protocols.swarm_key import SwarmKey
+from swarm import awake
 from swarm.private import ASK_FOR_INVITATION, OTHER_KEY
 from swarm.rpc.der import extensions as extensions_of
 
@@ -191,7 +192,7 @@ async def fetch(address: str, timeout_s: float = 3.0) -> bytes:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # owner() is the check
     context.set_alpn_protocols(["h2"])
     try:
-        async with asyncio.timeout(timeout_s):
+        async with awake.timeout(timeout_s):
             _reader, writer = await asyncio.open_connection(host, port, ssl=context)
     except (OSError, TimeoutError, ValueError) as error:
         raise PeerUnreachableError(f"no answer at {address}: {str(error) or 'no answer in time'}") from None

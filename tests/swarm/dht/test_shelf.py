@@ -59,6 +59,18 @@ def test_what_has_expired_is_neither_kept_nor_told() -> None:
     assert len(world.shelf) == 1 and not world.shelf.holds(KEY, ALICE)
 
 
+def test_what_was_kept_while_our_clock_was_ahead_holds_up_nothing_once_it_is_right() -> None:
+    """Also our own entry, which no other member has taken."""
+    for origin in (OURS, LOCAL):
+        world = World()
+        world.now_s += 3_600.0
+        assert world.shelf.put(KEY, ALICE, entry(4_660.0, b"ahead"), origin)
+        world.now_s -= 3_600.0
+        assert world.shelf.entries(KEY) == {}
+        assert world.shelf.put(KEY, ALICE, entry(1_060.0, b"right"), origin)
+        assert world.shelf.entries(KEY)[ALICE].value == b"right" and len(world.shelf) == 1
+
+
 def test_a_full_key_takes_what_is_new_and_keeps_its_bound() -> None:
     world = World()
     world.flood(3 * MAX_PER_KEY)

@@ -9,8 +9,10 @@ import grpc.aio
 import pytest
 
 from protocols.errors import PeerUnreachableError, UnauthenticatedError
+from swarm.access import Gate
 from swarm.rpc import ChannelPool, auth, tls
 from swarm.rpc.auth import Authenticator, credential
+from swarm.rpc.dialling import Connection
 from tests.swarm.rpc.parts import CALLER, ECHO, SERVER, STRANGER, TALK, Running, error_of, running
 
 HOUR_S = 3_600.0
@@ -145,3 +147,18 @@ async def test_an_address_that_leads_nowhere_is_a_typed_error(address: str) -> N
     pool = ChannelPool(CALLER)
     await error_of(pool.channel(SERVER.peer_id, (address,)), PeerUnreachableError)
     await pool.close()
+
+
+@pytest.mark.parametrize("set_by_s", [HOUR_S, -HOUR_S, auth.RENEW_S + 1.0])
+async def test_a_caller_whose_clock_was_set_right_is_believed_at_once(set_by_s: float) -> None:
+    """On a connection that lives; before, only after RENEW_S."""
+    async with running() as there:
+        now = [time.time() - set_by_s]
+        caller = Connection(CALLER, there.address, there.certificate.der, Gate(), lambda: now[0])
+        server = Authenticator(tls.fingerprint(there.certificate.der))
+        ((_, before),) = caller.metadata()
+        assert caller.metadata() == ((auth.METADATA_KEY, before),)
+        now[0] += set_by_s
+        ((_, after),) = caller.metadata()
+        assert after != before and server.caller(after, now[0]) == CALLER.peer_id
+        await caller.channel.close()
