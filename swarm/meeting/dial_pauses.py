@@ -1,7 +1,7 @@
 """p2pd's pauses after failed dials, and what ends them early.
 
 After each failed dial of an address, p2pd refuses to dial it for 5 s + n * n s, n being the failures so far; for 5 minutes at most. If a
-network was away for two minutes, p2pd notices up to 40 s later that it is back, and it has no call that ends a pause. So if a peer answers
+network fails for two minutes, p2pd notices up to 40 s later that it is back, and it has no call that ends a pause. So if a peer answers
 by gRPC, and we know no other member, p2pd is started again: that takes half a second, and there is nothing that it could lose.
 Source: `DialBackoff` in https://github.com/libp2p/go-libp2p/blob/master/p2p/net/swarm/swarm_dial.go
 """

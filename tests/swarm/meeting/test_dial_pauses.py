@@ -1,4 +1,4 @@
-"""p2pd is started again for its pauses only if that helps, and seldom."""
+"""p2pd is started again for its pauses only if that helps."""
 
 from __future__ import annotations
 
