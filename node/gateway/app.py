@@ -102,6 +102,7 @@ async def _warm(gateway: Gateway, door: Door) -> None:
     await gateway.all_open.wait()
     await asyncio.sleep(WARM_S)
     await door.warm()
+    gateway.is_warm.set()
 
 
 def _route_openai(app: FastAPI, gateway: Gateway) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from node.cli.flags.asking import ClientSettings, Sampling
 from node.cli.terminal.console import remark, write_piece
+from swarm import garbage
 from swarm.thin.settings import Settings
 from swarm.thin.stops import Stops
 from swarm.thin.text import TextOut
@@ -113,6 +114,7 @@ def _opened(asking: ClientSettings, sampling: Sampling, is_thin: bool) -> Abstra
         from node.cli.ask import thin
 
         return thin.open_speaker(asking, sampling)
-    from node.cli.ask import full
+    with garbage.importing():
+        from node.cli.ask import full
 
     return full.open_speaker(asking, sampling)

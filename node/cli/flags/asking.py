@@ -23,7 +23,7 @@ from node.config import DTYPES
 from protocols.errors import ConfigError, ModelNotSupportedError
 from protocols.swarm_key import SwarmKey
 from protocols.words import counted
-from swarm import places
+from swarm import garbage, places
 from swarm.checkpoints import resolve
 from swarm.meeting import keyring, known_peers
 from swarm.meeting.bootstrap import FindConfig
@@ -151,10 +151,11 @@ def open_model(asking: ClientSettings) -> Iterator[Any]:
     threads.wait_quietly()
     with shown() as on_wait:
         on_wait(loading(asking.model_name or name_in_swarm(asking.model)))  # the imports alone take seconds
-        from node.hardware import pick_device
-        from swarm.client import connection
-        from swarm.client.arguments import device_of
-        from swarm.client.model import connected
+        with garbage.importing():
+            from node.hardware import pick_device
+            from swarm.client import connection
+            from swarm.client.arguments import device_of
+            from swarm.client.model import connected
 
         settings = connection.Settings(
             peers=asking.peers,

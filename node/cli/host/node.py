@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ from node.logs import Repetitions
 from node.train_hours import TrainHours
 from protocols.errors import BadRequestError, ConfigError
 from protocols.ids import Span
-from swarm import descriptors, places
+from swarm import descriptors, garbage, places
 from swarm.checkpoints import resolve
 
 if TYPE_CHECKING:
@@ -78,9 +79,11 @@ def host(
     from swarm import trace
     from swarm.waiting import Waits, loading
 
-    with shown() as on_wait:
+    with shown() as on_wait, garbage.importing():
         on_wait(loading("torch"))
-        from node.app import run_node  # 5 s of imports: only after the flags have proved right
+        from node.app import run_node  # 4 s of imports: only after the flags have proved right
+
+        importlib.import_module("swarm.dht.node")  # its peer needs it next
 
     async def hosted(hear: OnEvent) -> None:
         if config.run is None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from node import api_keys
 from node.cli.flags.asking import check_range, find_config
@@ -16,7 +18,12 @@ from node.cli.host.following import following
 from node.cli.terminal.console import Lines, remark
 from node.logs import Repetitions
 from protocols.errors import ConfigError
-from swarm import descriptors
+from swarm import descriptors, garbage
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from node.gateway.answers.gateway import Gateway
 
 
 def run(models: Sequence[str], flags: Serving) -> None:
@@ -30,9 +37,10 @@ def run(models: Sequence[str], flags: Serving) -> None:
     check_range("--max-requests", flags.max_requests, "1 or more", flags.max_requests >= 1)
     check_range("--max-seconds", flags.max_seconds, "more than 0", flags.max_seconds > 0)
     identity, bans = operators.of_gateway(flags.operator_key, flags.data_dir)
-    from node.gateway import GatewayConfig, create_app, server
-    from node.gateway.answers.traces import OFF
-    from node.gateway.http.origins import checked_origins
+    with garbage.importing():
+        from node.gateway import GatewayConfig, create_app, server
+        from node.gateway.answers.traces import OFF
+        from node.gateway.http.origins import checked_origins
 
     origins = checked_origins(flags.allow_origin, bool(num_keys))
     into, lines = flags.enter(), Lines()
@@ -52,7 +60,22 @@ def run(models: Sequence[str], flags: Serving) -> None:
         lines.say("page", server.page_of(listening))
         remark(who_may_ask(num_keys, is_loopback))
         operators.remark_who_orders(identity, num_keys)
-        asyncio.run(server.serve(app, listening, lambda names: lines.say("ready", ", ".join(names))))
+        asyncio.run(_serve(app, server.serve(app, listening, lambda names: lines.say("ready", ", ".join(names)))))
+
+
+async def _serve(app: FastAPI, serving: Coroutine[Any, Any, None]) -> None:
+    gateway: Gateway = app.state.gateway
+    settling = asyncio.create_task(_settle(gateway))
+    try:
+        await serving
+    finally:
+        settling.cancel()
+
+
+async def _settle(gateway: Gateway) -> None:
+    """The page is imported beside requests; from then on, no collection looks at it either."""
+    await gateway.is_warm.wait()
+    gc.freeze()
 
 
 def reached(host: str, num_keys: int, flag: str = "--host") -> bool:

@@ -21,6 +21,7 @@ from node.cli.terminal.console import remark
 from node.config import NodeConfig, Serve
 from node.events import Event, OnEvent
 from protocols.errors import ConfigError
+from swarm import garbage
 
 if TYPE_CHECKING:
     import socket
@@ -74,7 +75,8 @@ class Up:
 
     async def run(self, hosted: node.Hosted, on_event: OnEvent, traces: Telemetry | None) -> None:
         """Until cancelled: then answers may end, and the node leaves after them. Raises what ends either of the two."""
-        from node.gateway import create_app, server
+        with garbage.importing():  # before the node has weights, which it may give up
+            from node.gateway import create_app, server
 
         hosting = asyncio.create_task(hosted(lambda event: self._hear(event, on_event)), name="hosting")
         ready = asyncio.create_task(self._is_hosting.wait())

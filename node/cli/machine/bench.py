@@ -20,7 +20,7 @@ from protocols.errors import SwarmError
 from protocols.ids import short_peer
 from protocols.inference import Route
 from protocols.words import counted, one_line
-from swarm import places, waiting
+from swarm import garbage, places, waiting
 from swarm.checkpoints import resolve
 from swarm.meeting.bootstrap import FindConfig
 from swarm.places import is_place
@@ -70,10 +70,11 @@ async def _bench(
 ) -> tuple[Benched, RouteSpeed | None, str]:
     """What was measured; of the route, why it was not."""
     on_wait(waiting.loading("torch"))
-    from node.benching import benching, route_speed
-    from swarm.peer.config import PeerConfig
-    from swarm.peer.peer import Peer
-    from swarm.thin.model import open_model
+    with garbage.importing():
+        from node.benching import benching, route_speed
+        from swarm.peer.config import PeerConfig
+        from swarm.peer.peer import Peer
+        from swarm.thin.model import open_model
 
     on_wait(waiting.JOINING)
 

@@ -26,7 +26,7 @@ from node.logs import Repetitions
 from node.training.amounts import size
 from protocols.errors import ConfigError
 from protocols.words import counted
-from swarm import descriptors
+from swarm import descriptors, garbage
 from swarm.waiting import Waits, loading
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def _train_locally(run_file: RunFile, flags: Training) -> None:
 @contextlib.contextmanager
 def _loading() -> Iterator[None]:
     """Shows that torch is being imported, which takes seconds."""
-    with shown() as on_wait:
+    with shown() as on_wait, garbage.importing():
         on_wait(loading("torch"))
         yield
 

@@ -46,6 +46,8 @@ class Gateway:
         self._tasks = Tasks()
         self.all_open = asyncio.Event()
         """Set when all models that were named are open; if none was named, when the first names of the swarm's models are known."""
+        self.is_warm = asyncio.Event()
+        """Set when all is imported that visitors of the page need, too."""
         self.dashboard = self._dashboard()
         self.metrics.read_from(metrics.RUNNING, lambda: self.places.num_taken)
         self.metrics.read_from(metrics.WAITING, lambda: self.places.num_waiting)
