@@ -21,8 +21,6 @@ from protocols.errors import ConfigError
 from swarm import descriptors, garbage
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from node.gateway.answers.gateway import Gateway
 
 
@@ -60,11 +58,10 @@ def run(models: Sequence[str], flags: Serving) -> None:
         lines.say("page", server.page_of(listening))
         remark(who_may_ask(num_keys, is_loopback))
         operators.remark_who_orders(identity, num_keys)
-        asyncio.run(_serve(app, server.serve(app, listening, lambda names: lines.say("ready", ", ".join(names)))))
+        asyncio.run(_serve(app.state.gateway, server.serve(app, listening, lambda names: lines.say("ready", ", ".join(names)))))
 
 
-async def _serve(app: FastAPI, serving: Coroutine[Any, Any, None]) -> None:
-    gateway: Gateway = app.state.gateway
+async def _serve(gateway: Gateway, serving: Coroutine[Any, Any, None]) -> None:
     settling = asyncio.create_task(_settle(gateway))
     try:
         await serving
