@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -45,6 +46,9 @@ _FIRST_PAUSE_S = 0.5
 
 _LONGEST_PAUSE_S = 4.0
 """A user may wait for the network to be back."""
+
+_TELL_S = 15.0
+"""How often it is said that no peer answers yet."""
 
 _WATCH_S = 1.0
 """How soon a peer that has lost all contacts looks for others."""
@@ -126,7 +130,7 @@ class Joiner:
         on_change: Callable[[Met | None, str], Awaitable[None]],
         times: JoinTimes | None = None,
     ) -> None:
-        """on_change(met, text) once for every time that we join, on_change(None, text) for every round in which no peer answers."""
+        """on_change(met, text) once for every time that we join, on_change(None, text) if no peer answers, and again every _TELL_S."""
         self._dht, self._sources, self._on_change = dht, sources, on_change
         self._times = times or JoinTimes()
         self._has_joined = asyncio.Event()
@@ -143,6 +147,8 @@ class Joiner:
         """Set while no question about neighbours waits for the user's answer."""
         self._is_answered.set()
         self._has_said = False
+        self._told_s = -math.inf
+        """When it was last said that no peer answers; on the loop's clock, as the next."""
         self._heard_s = -self._times.min_pause_s
         """When new neighbours last caused a round, on the loop's clock."""
         if not (sources.given or sources.remembered() or sources.has_lan):
@@ -223,10 +229,15 @@ class Joiner:
         if self._refusal and not self._has_joined.is_set():
             self._has_joined.set()  # who waits is told
         elif sources.given or remembered:
-            await self._on_change(
-                None, f"no {'given' if sources.given else 'remembered'} peer answers, we keep trying: {self._last_failure}"
-            )
+            await self._tell_failure("given" if sources.given else "remembered")
         return not (sources.given or remembered or sources.has_lan)
+
+    async def _tell_failure(self, kind: str) -> None:
+        """At once, and every _TELL_S while it goes on."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_s >= _TELL_S:
+            self._told_s = now_s
+            await self._on_change(None, f"no {kind} peer answers, we keep trying: {self._last_failure}")
 
     async def _meet_neighbours(self, *, only_new: bool = False) -> bool:
         chosen = self._sources.neighbours.to_ask(self._ignored, only_new=only_new)
@@ -274,7 +285,7 @@ class Joiner:
             failed=tuple(address for address, result in pairs if result is not None),
         )
         if met.answered:
-            self._refusal = None
+            self._refusal, self._told_s = None, -math.inf
             _note(self._met, [(one.peer, one.port) for one in met.answered])
             await self._on_change(met, f"joined: {met}")
             self._has_joined.set()

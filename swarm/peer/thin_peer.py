@@ -30,6 +30,7 @@ from swarm.meeting.joining import is_refusal
 from swarm.meeting.neighbours import MAX_ASKED, Neighbours
 from swarm.peer import keys
 from swarm.peer.greeter import Greeter
+from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class ThinPeer(Greeter):
         super().__init__(Hello(software="murmuration (thin)", swarm=swarm), entry)
         self._given = [PeerAddress.parse(address) for address in bootstrap]
         self._swarm, self._entry = swarm, entry
-        self._watching: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
         self._refusal: SwarmError | None = None
         """Why a given peer does not take us, and perhaps no other does."""
         self._held = contextlib.ExitStack()
@@ -70,19 +71,19 @@ class ThinPeer(Greeter):
         except BaseException:
             await self.close()
             raise
+        self._tasks.keep(self.finder.keep_writing_down(), "known peers")
         if self._entry.changes:
             reading = keep_reading(self._entry.lists, self.gate, self.pool.forget_refused, self.finder.say)
-            self._watching = asyncio.create_task(reading)
+            self._tasks.keep(reading, "lists of peers")
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
-        """Let go of every connection."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        """Let go of every connection, and write down who has answered: the given peers may be gone the next time."""
+        await self._tasks.stop()
+        self.finder.write_down()
         await self.directory.close()
         await self.pool.close()
         self._held.close()

@@ -83,6 +83,19 @@ async def test_a_client_whose_given_peers_are_gone_comes_back_by_those_that_it_h
             assert other.peer_id in neighbours_of(lonely._dht._running)
 
 
+async def test_a_thin_client_begins_anew_by_those_that_it_has_met(tmp_path: Path) -> None:
+    """As a gateway does for its page after an outage, and for each further model."""
+    find = FindConfig(known_peers=tmp_path / "peers.txt")
+    async with contextlib.AsyncExitStack() as stack:
+        given, other = [await stack.enter_async_context(Peer(PeerConfig(data_dir=tmp_path))) for _ in range(2)]
+        async with ThinPeer(given.multiaddrs, find=find) as client_of_both:
+            await client_of_both.hello(other.peer_id, other.addresses)
+        await given.__aexit__()
+        async with ThinPeer(given.multiaddrs, find=find) as again:
+            assert other.peer_id in again.directory.sources
+            assert await again.directory.models() == {}
+
+
 async def test_a_peer_that_is_back_is_met_though_the_daemon_would_not_dial_it_yet(tmp_path: Path) -> None:
     """After a failed dial, p2pd refuses to dial the same address for some seconds, and after many for minutes."""
     async with contextlib.AsyncExitStack() as stack:
