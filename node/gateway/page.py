@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from node.dashboard.dashboard import Dashboard
@@ -28,6 +28,11 @@ def mount(app: FastAPI, dashboard: Dashboard) -> Door:
     @app.get("/", include_in_schema=False)
     async def page() -> RedirectResponse:
         return RedirectResponse(f"{PAGE}/")
+
+    @app.head("/", include_in_schema=False)
+    async def is_there() -> Response:
+        """Ollama's command asks so whether a server is there."""
+        return Response()
 
     return door
 

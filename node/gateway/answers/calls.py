@@ -76,9 +76,14 @@ def thought_in(request: Request, template: str | None) -> ThoughtForm | None:
     return thought_form(template) if template is not None and request.is_conversation else None
 
 
+def takes_tools(template: str | None) -> bool:
+    """A chat template has a place for them."""
+    return template is not None and "tools" in template
+
+
 def check_tools(tools: Sequence[Mapping[str, Any]], template: str | None) -> None:
     """RefusedError if tools are offered to a model that would not see them."""
-    if tools and (template is None or "tools" not in template):
+    if tools and not takes_tools(template):
         raise RefusedError(
             "tools: this model's chat template knows none; leave them out, or ask a model that was made for them", "tools"
         )

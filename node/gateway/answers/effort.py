@@ -56,16 +56,20 @@ def variables_of(effort: Effort | None, template: str | None) -> dict[str, str |
     takes_levels = re.search(VARIABLE.format(EFFORT), text) is not None
     if takes_levels and (level in LEVELS or re.search(f"['\"]{level}['\"]", text)):
         found[EFFORT] = level
-    thinks = has_channels(text) or thought_form(text) is not None
-    does_so_anyway = level == (SOME if thinks or takes_levels else NONE)
+    does_so_anyway = level == (SOME if thinks(text) or takes_levels else NONE)
     if found or effort.is_wish or does_so_anyway:
         return found
-    raise RefusedError(_why_not(effort, takes_levels, thinks), effort.param)
+    raise RefusedError(_why_not(effort, takes_levels, text), effort.param)
 
 
-def _why_not(effort: Effort, takes_levels: bool, thinks: bool) -> str:
+def thinks(template: str) -> bool:
+    """A chat template says that its model thinks."""
+    return has_channels(template) or thought_form(template) is not None
+
+
+def _why_not(effort: Effort, takes_levels: bool, template: str) -> str:
     if takes_levels:
         return f"{effort.param}: this model takes low, medium or high, got {effort.level}"
-    if thinks:
+    if thinks(template):
         return f"{effort.param}: this model thinks, and its chat template has no variable that says how much; leave it out"
     return f"{effort.param}: this model's chat template does not say that it thinks; leave it out, or ask a model that thinks"

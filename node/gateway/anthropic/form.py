@@ -42,6 +42,7 @@ class UseBlock(Strict):
     input: Annotated[dict[str, Any], AfterValidator(flat)]
     cache_control: only(*CACHED) = None  # type: ignore[valid-type]
     caller: only({"type": "direct"}) = None  # type: ignore[valid-type]
+    toolset_name: only() = None  # type: ignore[valid-type]
 
     def made(self) -> dict[str, Any]:
         """For a chat template."""
@@ -81,6 +82,9 @@ class ToolBody(Strict):
     description: Text | None = None
     input_schema: Annotated[dict[str, Any], AfterValidator(flat)]
     strict: bool | None = Field(None, description="The input is of the schema.")
+    allowed_callers: only(["direct"]) = None  # type: ignore[valid-type]
+    defer_loading: only(False) = None  # type: ignore[valid-type]
+    eager_input_streaming: bool | None = Field(None, description="Changes nothing: an input comes whole.")
     cache_control: only(*CACHED) = None  # type: ignore[valid-type]
 
     def offered(self) -> dict[str, Any]:

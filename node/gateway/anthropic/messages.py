@@ -50,6 +50,10 @@ from swarm.thin.tokenizing.templates import Message
 REASONS = {"length": "max_tokens", "stop": "end_turn", "tool_calls": "tool_use"}
 
 
+NOTHING_CLEARED: tuple[dict[str, Any], ...] = ({"edits": []}, {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]})
+"""The second is Claude Code's: earlier thoughts stay in the conversation, as they do here."""
+
+
 class Metadata(Strict):
     user_id: str | None = Field(None, max_length=512)
 
@@ -95,7 +99,7 @@ class CountBody(Strict):
     messages: list[Turn] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: Texts | None = None
     cache_control: only(*CACHED) = None  # type: ignore[valid-type]
-    context_management: only() = None  # type: ignore[valid-type]
+    context_management: only(*NOTHING_CLEARED) = None  # type: ignore[valid-type]
     mcp_servers: only([]) = None  # type: ignore[valid-type]
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = Field(None, description="The older name of `output_config.format`.")

@@ -17,6 +17,11 @@ log = logging.getLogger(__name__)
 MAX_PARAM = 200
 """Letters of a field's name that are repeated: a client may send any name."""
 
+NO_TEXT = frozenset({"image", "audio", "file", "document", "video"})
+"""Types of content, without what APIs add to their names."""
+
+NO_SUCH_CONTENT = "; models here read text only"
+
 AGAIN_S = 5
 """After so many seconds a client may try again what failed for want of nodes."""
 
@@ -89,23 +94,34 @@ def of_validation(found: Sequence[Any], body: Any) -> Refusal:
         message = f"{param or 'a body of JSON (Content-Type: application/json)'} is missing"
     elif kind == "unsupported":
         message = f"{param} {error['msg']}"
+    elif kind == "union_tag_invalid":
+        param = f"{param}.type"
+        message = f"{param}: expected one of {error['ctx']['expected_tags']}, got {shown(error['ctx']['tag'])}"
     else:
         message = f"{param or 'the body'}: {error['msg']}, got {shown(error['input'])}"
+    message += NO_SUCH_CONTENT if param is not None and param.endswith(".type") and _is_no_text(error) else ""
     return Refusal(status=400, message=message, param=param, code="unsupported_field" if kind == "unsupported" else None)
 
 
+def _is_no_text(error: ErrorDetails) -> bool:
+    kind = error.get("ctx", {}).get("tag", error["input"])
+    return isinstance(kind, str) and kind.removeprefix("input_").removesuffix("_url") in NO_TEXT
+
+
 def _most_specific(found: Sequence[Any], body: Any) -> tuple[ErrorDetails, list[str | int]]:
-    """The first error with the place that it is about; of a value that may have several forms, the error that lies deepest in it."""
+    """The first error with the place that it is about; of one object, that of its type; of a value that may have several forms, the error
+    that lies deepest in it."""
     places = [(error, _place(error, body)) for error in found]
-    first = places[0][1]
+    first = next((where for _, where in places if where == [*places[0][1][:-1], "type"]), places[0][1])
     return max((one for one in places if one[1][: len(first)] == first), key=lambda one: len(one[1]))
 
 
 def _place(error: ErrorDetails, body: Any) -> list[str | int]:
     """Keys and indices of the body itself, without pydantic's own names for the forms that a value may have."""
     where, value = list[str | int](), body
-    for part in error["loc"][1:]:
-        if isinstance(value, dict) and (part in value or error["type"] == "missing"):
+    for at, part in enumerate(error["loc"][1:], 2):
+        is_missing = error["type"] == "missing" and at == len(error["loc"])
+        if isinstance(value, dict) and (part in value or is_missing):
             where, value = [*where, part], value.get(part)
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             where, value = [*where, part], value[part]

@@ -30,11 +30,17 @@ from swarm.thin.tokenizing.templates import Message, thoughts_of
 class OllamaFunction(Strict):
     name: ToolName
     arguments: Annotated[dict[str, Any], AfterValidator(flat)]
+    index: int | None = Field(None, description="Not read.")
+
+    def made(self) -> dict[str, Any]:
+        """For a chat template."""
+        return {"name": self.name, "arguments": self.arguments}
 
 
 class OllamaCall(Strict):
     """A call of a tool, in an earlier answer."""
 
+    id: Text | None = Field(None, max_length=200, description="Not read: results follow in the order of the calls.")
     function: OllamaFunction
 
 
@@ -45,6 +51,7 @@ class OllamaMessage(Strict):
     thinking: Text | None = None
     tool_calls: list[OllamaCall] | None = Field(None, max_length=MAX_CALLS)
     tool_name: Text | None = Field(None, max_length=200)
+    tool_call_id: Text | None = Field(None, max_length=200, description="Not read.")
 
     def message(self) -> Message:
         """For a chat template."""
@@ -52,7 +59,7 @@ class OllamaMessage(Strict):
         if self.role == "assistant":
             made |= thoughts_of(self.thinking, self.content)
         if self.role == "assistant" and self.tool_calls:
-            made["tool_calls"] = [{"type": "function", "function": call.function.model_dump()} for call in self.tool_calls]
+            made["tool_calls"] = [{"type": "function", "function": call.function.made()} for call in self.tool_calls]
         return made | ({"name": self.tool_name} if self.role == "tool" and self.tool_name else {})
 
 

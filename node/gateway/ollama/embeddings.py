@@ -16,10 +16,10 @@ from node.gateway.answers.embedding import MAX_TEXTS, EmbeddingRequest, Embeddin
 from node.gateway.answers.gateway import Gateway
 from node.gateway.callers.admission import admitted
 from node.gateway.callers.meter import Meter
-from node.gateway.http.form import ModelName, Strict, Text, Whole, dumped, only
+from node.gateway.http.form import ModelName, Strict, Text, Whole, dumped
 from node.gateway.http.hanging_up import while_listening
 from node.gateway.ollama.asking import known_as
-from node.gateway.ollama.form import AnyType
+from node.gateway.ollama.form import AnyType, Options
 
 
 class EmbedBody(Strict):
@@ -28,7 +28,7 @@ class EmbedBody(Strict):
     truncate: bool | None = Field(None, description="Left out: true. False: a text that is too long is refused.")
     dimensions: Whole | None = Field(None, ge=1, le=1 << 24, description="The model's own, or refused.")
     keep_alive: float | str | None = Field(None, description="Changes nothing: a model of the swarm stays open.")
-    options: only({}) = None  # type: ignore[valid-type]
+    options: Options | None = Field(None, description="Change no vector.")
 
 
 class OldBody(Strict):
@@ -37,7 +37,7 @@ class OldBody(Strict):
     model: ModelName = Field(min_length=1)
     prompt: Text = ""
     keep_alive: float | str | None = Field(None, description="Changes nothing: a model of the swarm stays open.")
-    options: only({}) = None  # type: ignore[valid-type]
+    options: Options | None = Field(None, description="Change no vector.")
 
 
 def route(app: FastAPI, gateway: Gateway) -> None:

@@ -1,16 +1,19 @@
-"""Ollama's `/api/tags`, `/api/show` and `/api/version`: which models there are.
+"""Ollama's `/api/tags`, `/api/ps`, `/api/show` and `/api/version`: which models there are.
 
 Source: https://github.com/ollama/ollama/blob/main/docs/api.md
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from pydantic import Field
 from starlette.requests import Request as HttpRequest
 
+from node.gateway.answers.calls import takes_tools
+from node.gateway.answers.effort import thinks
 from node.gateway.answers.gateway import Gateway
 from node.gateway.answers.models import ServedModel
 from node.gateway.callers.admission import admitted
@@ -21,6 +24,9 @@ from node.gateway.ollama.form import AnyType, moment
 
 API_VERSION = "0.12.0"
 """The version of Ollama whose API this is; editors ask for a least one."""
+
+FAR_OFF = "2318-01-01T00:00:00Z"
+"""What Ollama itself says of a model that stays."""
 
 ARCHITECTURE = "swarm"
 """Where Ollama names the kind of a model, which only the nodes need to know."""
@@ -40,7 +46,7 @@ class ShowBody(Strict):
 
 
 def route(app: FastAPI, gateway: Gateway) -> None:
-    """The three paths."""
+    """The four paths."""
     router = APIRouter(route_class=AnyType)
 
     @router.get("/api/version")
@@ -50,6 +56,12 @@ def route(app: FastAPI, gateway: Gateway) -> None:
     @router.get("/api/tags")
     async def tags() -> dict[str, Any]:
         return {"models": [listed(name) for name in gateway.models.names]}
+
+    @router.get("/api/ps")
+    async def running() -> dict[str, Any]:
+        """Those that are open, which none leaves by itself."""
+        names = [name for name in gateway.models.names if gateway.models.opened(name) is not None]
+        return {"models": [{**listed(name), "size_vram": 0, "expires_at": FAR_OFF} for name in names]}
 
     @router.post("/api/show")
     async def show(body: ShowBody, http: HttpRequest) -> dict[str, Any]:
@@ -73,6 +85,15 @@ def shown_of(served: ServedModel, at: str) -> dict[str, Any]:
     known = {f"{ARCHITECTURE}.{name}": value for name, value in info.items() if value is not None}
     return {
         "modelfile": f"FROM {served.name}", "parameters": "", "template": served.model.tokenizer.chat_template or "",
-        "details": DETAILS, "model_info": {"general.architecture": ARCHITECTURE, **known}, "capabilities": ["completion", "embedding"],
-        "modified_at": at,
+        "details": DETAILS, "model_info": {"general.architecture": ARCHITECTURE, **known}, "modified_at": at,
+        "capabilities": list(capabilities_of(served.model.tokenizer.chat_template or "")),
     }  # fmt: skip
+
+
+def capabilities_of(template: str) -> Iterator[str]:
+    """What a model with this chat template can do, as Ollama's clients ask for it."""
+    yield from ("completion", "embedding")
+    if takes_tools(template):
+        yield "tools"
+    if thinks(template):
+        yield "thinking"

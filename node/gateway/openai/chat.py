@@ -11,12 +11,14 @@ from pydantic import Field
 
 from node.gateway.answers.answer import Called, End, Piece, Thinking, TokenText
 from node.gateway.answers.answering import Answering
-from node.gateway.answers.effort import Effort, Level
+from node.gateway.answers.effort import Level
 from node.gateway.answers.request import Request
 from node.gateway.answers.writer import Made
 from node.gateway.http.form import ANY_OBJECT, MAX_MESSAGES, MAX_PARTS, MOST_TOKENS, Strict, Text, Whole, only, schema_text
 from node.gateway.http.refusal import RefusedError
 from node.gateway.openai.form import GeneratingBody, OpenAiWriter, logprob
+from node.gateway.openai.hints import Breakpoint, Hints
+from node.gateway.openai.thinking import TemplateVariables, effort_of
 from node.gateway.tools.calling import Calling
 from node.gateway.tools.tool_calls import ToolCall
 from node.gateway.tools.tools_form import MAX_CALLS, MAX_TOOLS, AllowedTools, CallMade, NamedTool, ToolOffer, as_openai_says
@@ -26,6 +28,15 @@ from swarm.thin.tokenizing.templates import Message, thoughts_of
 class TextPart(Strict):
     type: Literal["text"]
     text: Text
+    cache_control: dict[str, str] | None = Field(None, max_length=4, description="Changes nothing. Not in OpenAI's API.")
+    prompt_cache_breakpoint: Breakpoint | None = Field(None, description="Changes nothing.")
+
+
+class Prediction(Strict):
+    """Much of what the answer will be."""
+
+    type: Literal["content"]
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
 
 
 class ChatMessage(Strict):
@@ -34,7 +45,7 @@ class ChatMessage(Strict):
     reasoning_content: Text | None = Field(None, description="As it came in an answer. Not in OpenAI's API.")
     tool_calls: list[CallMade] | None = Field(None, max_length=MAX_CALLS)
     tool_call_id: str | None = Field(None, max_length=200)
-    name: only() = None  # type: ignore[valid-type]
+    name: Text | None = Field(None, max_length=200, description="Goes to the chat template, which mostly does not show it.")
     refusal: only() = None  # type: ignore[valid-type]
     annotations: only([]) = None  # type: ignore[valid-type]
     audio: only() = None  # type: ignore[valid-type]
@@ -49,7 +60,7 @@ class ChatMessage(Strict):
         given = self.content or ""
         text = given if isinstance(given, str) else "\n".join(part.text for part in given)
         made: Message = {"role": "system" if self.role == "developer" else self.role, "content": text}
-        made |= thoughts_of(self.reasoning_content, text)
+        made |= thoughts_of(self.reasoning_content, text) | ({"name": self.name} if self.name else {})
         if self.tool_calls:
             made["tool_calls"] = [call.made(f"{param}.tool_calls.{at}") for at, call in enumerate(self.tool_calls)]
             names |= {call.id: call.function.name for call in self.tool_calls}
@@ -97,30 +108,27 @@ def schema_of(form: AnyText | AnyObject | OfSchema | None) -> str | None:
     return schema_text(schema, "response_format")
 
 
-class ChatBody(GeneratingBody):
+class ChatBody(GeneratingBody, Hints):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: Whole | None = Field(None, ge=1, le=MOST_TOKENS)
     logprobs: bool | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=20)
     audio: only() = None  # type: ignore[valid-type]
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="As in vLLM; not in OpenAI's API.")
     function_call: only("none") = None  # type: ignore[valid-type]
     functions: only([]) = None  # type: ignore[valid-type]
-    metadata: only({}) = None  # type: ignore[valid-type]
+    moderation: only() = None  # type: ignore[valid-type]
     modalities: only(["text"]) = None  # type: ignore[valid-type]
     parallel_tool_calls: bool | None = None
-    prediction: only() = None  # type: ignore[valid-type]
-    prompt_cache_key: only() = None  # type: ignore[valid-type]
+    prediction: Prediction | None = Field(None, description="Would only make the answer faster: changes nothing.")
     reasoning_effort: Level | None = Field(None, description="As far as the chat template takes it.")
     response_format: AnyText | AnyObject | OfSchema | None = Field(None, discriminator="type")
-    safety_identifier: only() = None  # type: ignore[valid-type]
-    service_tier: only("auto", "default") = None  # type: ignore[valid-type]
-    store: only(False) = None  # type: ignore[valid-type]
     thinking_token_budget: Whole | None = Field(
         None, ge=0, le=MOST_TOKENS, description="A thought that is longer is ended. As in vLLM; not in OpenAI's API."
     )
     tool_choice: Literal["none", "auto", "required"] | NamedTool | AllowedTools | None = None
     tools: list[ToolOffer] | None = Field(None, max_length=MAX_TOOLS)
-    verbosity: only() = None  # type: ignore[valid-type]
+    verbosity: only("medium") = None  # type: ignore[valid-type]
     web_search_options: only() = None  # type: ignore[valid-type]
 
     def conversation(self) -> list[Message]:
@@ -157,7 +165,7 @@ class ChatBody(GeneratingBody):
             prompt_param="messages",
             picking=self.picking(),
             wants_timings=bool(self.timings),
-            effort=Effort(level=self.reasoning_effort, param="reasoning_effort") if self.reasoning_effort else None,
+            effort=effort_of(self.reasoning_effort, self.chat_template_kwargs),
             thought_budget=self.thinking_token_budget,
             num_choices=self.n or 1,
             max_new_tokens=self.max_completion_tokens or self.max_tokens,

@@ -56,7 +56,7 @@ class GeneratingBody(Drawn):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="As in transformers. Not in OpenAI's API.")
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
-    user: str | None = Field(None, max_length=512, description="Goes to the gateway's log.")
+    user: str | None = Field(None, max_length=512, description="Changes nothing.")
     timings: bool | None = Field(
         None, description="Say how long each part took: `timings` beside the usage. Not in OpenAI's API."
     )

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from node.gateway.http import form
 from node.gateway.http.form import Strict, Text, only
 from node.gateway.http.refusal import RefusedError
+from node.gateway.openai.hints import Breakpoint
 from node.gateway.tools.tools_form import MAX_TOOLS, FunctionOffer, ToolName, allowed_of, arguments_of, offer
 from swarm.thin.tokenizing.templates import Message, thoughts_of
 
@@ -22,6 +23,7 @@ class OutputPart(Strict):
     text: Text
     annotations: only([]) = None  # type: ignore[valid-type]
     logprobs: list[dict[str, Any]] | None = Field(None, description="As an answer had them; not read.")
+    prompt_cache_breakpoint: Breakpoint | None = Field(None, description="Changes nothing.")
 
 
 class MessageItem(Strict):
@@ -42,6 +44,9 @@ class CallItem(Strict):
     """A call of a tool, in an answer before."""
 
     type: Literal["function_call"]
+    caller: only({"type": "direct"}) = None  # type: ignore[valid-type]
+    namespace: only() = None  # type: ignore[valid-type]
+    async_: only() = None  # type: ignore[valid-type]
     call_id: str = Field(min_length=1, max_length=200)
     name: ToolName
     arguments: Text
@@ -95,6 +100,9 @@ class FunctionTool(FunctionOffer):
     """As in chats, but on one level."""
 
     type: Literal["function"]
+    allowed_callers: only(["direct"]) = None  # type: ignore[valid-type]
+    defer_loading: only(False) = None  # type: ignore[valid-type]
+    output_schema: only() = None  # type: ignore[valid-type]
 
     def offered(self) -> dict[str, Any]:
         """For a chat template."""
@@ -124,10 +132,21 @@ def text_of(content: str | Sequence[OutputPart]) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
-Item = MessageItem | CallItem | ResultItem | ReasoningItem
+def _kind_of(item: Any) -> Any:
+    """Of an item as it came: one without a type is a message."""
+    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
 
 
-def conversation_of(items: Sequence[Item]) -> list[Message]:
+Item = Annotated[
+    Annotated[MessageItem, Tag("message")]
+    | Annotated[CallItem, Tag("function_call")]
+    | Annotated[ResultItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
+    Discriminator(_kind_of),
+]
+
+
+def conversation_of(items: Sequence[MessageItem | CallItem | ResultItem | ReasoningItem]) -> list[Message]:
     """For a chat template, where calls and thoughts belong to a message; RefusedError if a result has no call."""
     found, names, thoughts = list[Message](), dict[str, str](), ""
     for at, item in enumerate(items):

@@ -26,6 +26,7 @@ from node.gateway.http.form import ANY_OBJECT, Drawn, Strict, Text, dumped, even
 from node.gateway.http.refusal import Refusal, RefusedError
 from node.gateway.openai.chat import AnyObject, AnyText, Schema, scores_of
 from node.gateway.openai.form import StreamOptions
+from node.gateway.openai.hints import Hints
 from node.gateway.openai.items import (
     AllowedFunctionTools,
     FunctionTool,
@@ -41,6 +42,13 @@ from swarm.thin.tokenizing.templates import Message
 SCORES = "message.output_text.logprobs"
 
 
+Included = Literal[
+    "message.output_text.logprobs", "reasoning.encrypted_content", "file_search_call.results", "web_search_call.results",
+    "web_search_call.action.sources", "message.input_image.image_url", "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]  # fmt: skip
+
+
 class TextOfSchema(Schema):
     """As in chats, but on one level."""
 
@@ -49,7 +57,7 @@ class TextOfSchema(Schema):
 
 class TextSettings(Strict):
     format: AnyText | AnyObject | TextOfSchema | None = Field(None, discriminator="type")
-    verbosity: only() = None  # type: ignore[valid-type]
+    verbosity: only("medium") = None  # type: ignore[valid-type]
 
     def json_schema(self) -> str | None:
         """The JSON schema of answers; None = any text. RefusedError if it is too long."""
@@ -58,20 +66,25 @@ class TextSettings(Strict):
         return schema_text(schema, "text.format")
 
 
+Summary = Literal["auto", "concise", "detailed"]
+
+
 class Reasoning(Strict):
     effort: Level | None = Field(None, description="As far as the chat template takes it.")
-    summary: only("auto") = None  # type: ignore[valid-type]
-    generate_summary: only() = None  # type: ignore[valid-type]
+    summary: Summary | None = Field(None, description="There is none: thoughts come as they are.")
+    generate_summary: Summary | None = Field(None, description="The older name of summary.")
+    context: only("auto") = None  # type: ignore[valid-type]
+    mode: only("standard") = None  # type: ignore[valid-type]
 
 
-class ResponsesBody(Drawn):
+class ResponsesBody(Drawn, Hints):
     model: form.ModelName
     input: Text | Annotated[list[Item], Field(min_length=1, max_length=form.MAX_MESSAGES)]
     instructions: Text | None = None
     max_output_tokens: form.Whole | None = Field(None, ge=1, le=form.MOST_TOKENS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = Field(None, max_length=20)
+    include: list[Included] | None = Field(None, max_length=20, description="What no answer here has changes nothing.")
     top_logprobs: form.Whole | None = Field(None, ge=0, le=20)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100, description="As in transformers. Not in OpenAI's API.")
     text: TextSettings | None = None
@@ -79,17 +92,12 @@ class ResponsesBody(Drawn):
     background: only(False) = None  # type: ignore[valid-type]
     context_management: only() = None  # type: ignore[valid-type]
     conversation: only() = None  # type: ignore[valid-type]
-    max_tool_calls: only() = None  # type: ignore[valid-type]
-    metadata: only({}) = None  # type: ignore[valid-type]
+    max_tool_calls: form.Whole | None = Field(None, ge=1, description="Of tools that run at OpenAI's: changes nothing.")
+    moderation: only() = None  # type: ignore[valid-type]
     parallel_tool_calls: bool | None = None
     previous_response_id: only() = None  # type: ignore[valid-type]
     prompt: only() = None  # type: ignore[valid-type]
-    prompt_cache_key: only() = None  # type: ignore[valid-type]
-    prompt_cache_retention: only() = None  # type: ignore[valid-type]
     reasoning: Reasoning | None = None
-    safety_identifier: only() = None  # type: ignore[valid-type]
-    service_tier: only("auto", "default") = None  # type: ignore[valid-type]
-    store: only(False) = None  # type: ignore[valid-type]
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | AllowedFunctionTools | None = None
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     truncation: only("disabled") = None  # type: ignore[valid-type]
@@ -171,7 +179,7 @@ class ResponseWriter(Writer):
         self._response: dict[str, Any] = {
             "id": f"resp_{number}", "object": "response", "created_at": int(created_s), "status": "in_progress",
             "background": False, "error": None, "incomplete_details": None, "instructions": body.instructions,
-            "max_output_tokens": body.max_output_tokens, "metadata": {}, "model": answering.request.model, "output": [],
+            "max_output_tokens": body.max_output_tokens, "metadata": body.metadata or {}, "model": answering.request.model, "output": [],
             "parallel_tool_calls": body.parallel_tool_calls is not False, "previous_response_id": None,
             "reasoning": {"effort": body.effort, "summary": None},
             "store": False, "temperature": body.temperature, "text": {"format": body.text_format},

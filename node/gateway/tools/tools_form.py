@@ -121,6 +121,7 @@ class CallMade(Strict):
     id: str = Field(min_length=1, max_length=200)
     type: Literal["function"]
     function: FunctionCall
+    index: int | None = Field(None, description="As a stream had it; not read.")
 
     def made(self, param: str) -> dict[str, Any]:
         """For a chat template."""

@@ -48,17 +48,12 @@ def refusal(swarm: GatewaySwarm, path: str, body: Any, status: int = 400) -> dic
         ("response_format", {"type": "structural_tag"}),
         ("reasoning_effort", "high"),
         ("thinking_token_budget", 100),
-        ("prediction", {"type": "content", "content": "x"}),
         ("modalities", ["audio"]),
         ("audio", {"voice": "x"}),
         ("store", True),
-        ("metadata", {"a": "b"}),
         ("service_tier", "flex"),
         ("verbosity", "low"),
         ("web_search_options", {}),
-        ("prompt_cache_key", "x"),
-        ("safety_identifier", "x"),
-        ("chat_template_kwargs", {"a": 1}),
         ("typical_p", 0.5),
     ],
 )
@@ -67,7 +62,7 @@ def test_a_field_that_is_not_supported_is_refused_by_its_name(
     swarm: GatewaySwarm, field: str, value: Any, is_stream: bool
 ) -> None:
     error = refusal(swarm, "/v1/chat/completions", {**CHAT, field: value, "stream": is_stream})
-    assert error["param"] == field and field in error["message"] and error["type"] == "invalid_request_error"
+    assert error["param"].split(".")[0] == field and field in error["message"] and error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 3), ("messages", [])])
@@ -124,7 +119,7 @@ def test_what_changes_nothing_is_taken(swarm: GatewaySwarm) -> None:
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages.0.tool_call_id"),
-        ({"messages": [{"role": "user", "content": "x", "name": "anna"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b" * 201}]}, "messages.0.name"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages.0.content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
