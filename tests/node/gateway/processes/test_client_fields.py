@@ -1,4 +1,7 @@
-"""What official clients send beside a question: taken if no answer depends on it, else refused by name."""
+"""What official clients send beside a question.
+
+It is taken if no answer depends on it, else refused by name.
+"""
 
 from __future__ import annotations
 
