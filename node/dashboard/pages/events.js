@@ -8,6 +8,6 @@ export default {
         <b>{{ line.kind }}</b>
         <span>{{ line.text }}</span>
       </li>
-      <li v-if="!lines.length" class="mm-quiet">Nothing has happened since this page's swarm is watched.</li>
+      <li v-if="!lines.length" class="mm-quiet">Nothing has changed since this page was opened for the first time.</li>
     </ol>`,
 };

@@ -26,16 +26,22 @@ def frame(name: str) -> Iterator[None]:
     home = home_here()
     with ui.element("header").classes("mm-head"):
         ui.link("Skip to the content", "#content").classes("mm-skip")
-        with ui.element("a").props(f'href="{home}"').classes("mm-title"):
-            ui.label("Murmuration")
+        link("Murmuration", home).classes("mm-title")
         with ui.element("nav").props('aria-label="Pages"'):
             for address, text in PAGES:
-                link = ui.link(text, home + address)
+                made = link(text, home + address)
                 if text == name:
-                    link.props('aria-current="page"')
+                    made.props('aria-current="page"')
         ui.label(f"swarm {dashboard_here().swarm}").classes("mm-swarm")
     with ui.element("main").classes("mm-main").props('id="content" tabindex="-1"'):
         yield
+
+
+def link(text: str, address: str) -> ui.element:
+    """A plain one: NiceGUI's puts the prefix of the pages before an address that has it already."""
+    with ui.element("a").props(f'href="{address}"') as made:
+        ui.label(text)
+    return made
 
 
 def button(text: str, on_click: Callable[[], object]) -> ui.element:

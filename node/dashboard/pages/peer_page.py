@@ -29,6 +29,9 @@ ABOUT_S = 2.0
 MAX_TOLD = 300
 """Letters of why it does not say anything."""
 
+GONE = "this peer is not announced now; what is below is the last that was seen of it"
+UNKNOWN = "no such peer is announced, and none was seen since this page was opened for the first time; the map has those that are"
+
 
 def register() -> None:
     """Give the page its address."""
@@ -45,13 +48,21 @@ class Peer:
     """What one visitor sees of a peer."""
 
     def __init__(self, dashboard: Dashboard, peer: str, order: str) -> None:
-        self._watcher, self._peer = dashboard.watcher, peer
+        self._watcher, self._peer, self._was_seen = dashboard.watcher, peer, False
         with ui.element("h1").classes("mm-h1"):
             self._title = ui.label()
         self._gone = ui.label().classes("mm-problem").props('role="status"')
+        with ui.element("div") as self._cards:
+            self._draw_cards(dashboard, order)
+        self._about: About | None = None
+        asking = asyncio.create_task(self._ask_always(), name="asking a peer about itself")
+        ui.context.client.on_delete(asking.cancel)
+        keep_up(self._draw, 0.5)
+
+    def _draw_cards(self, dashboard: Dashboard, order: str) -> None:
         with ui.element("section").classes("mm-card").props('aria-label="Facts"'):
             self._fixes, self._facts = Redrawn(), Redrawn()
-        self._orders = None if dashboard.operating is None else OrdersCard(dashboard, dashboard.operating, peer, order)
+        self._orders = None if dashboard.operating is None else OrdersCard(dashboard, dashboard.operating, self._peer, order)
         with ui.element("section").classes("mm-card").props('aria-label="Machine and work"'):
             heading("Machine and work, as it says")
             self._about_told = ui.label("asking it").classes("mm-quiet").props('role="status"')
@@ -63,10 +74,6 @@ class Peer:
         with ui.element("section").classes("mm-card").props('aria-label="Events"'):
             heading("Events")
             self._events = EventsElement()
-        self._about: About | None = None
-        asking = asyncio.create_task(self._ask_always(), name="asking a peer about itself")
-        ui.context.client.on_delete(asking.cancel)
-        keep_up(self._draw, 0.5)
 
     async def _ask_always(self) -> None:
         while True:
@@ -85,13 +92,16 @@ class Peer:
         record = look.peer(self._peer)
         changes = [one for one in self._watcher.changes if one.peer == self._peer]
         self._events.show(changes, len(changes))
-        self._gone.set_text("" if record else "this peer is not announced now; what is below is the last that was seen of it")
+        is_known = record is not None or bool(changes) or self._was_seen
+        self._gone.set_text("" if record else GONE if is_known else look.problem or UNKNOWN)
         self._gone.set_visibility(record is None)
+        self._cards.set_visibility(is_known)
         if self._orders is not None:
             self._orders.draw()
         if record is None:
             self._title.set_text(one_line(self._peer))
             return
+        self._was_seen = True
         self._title.set_text(label(record.name, record.peer))
         said, mended = list(facts(record, look)), list(fixes(record, look))
         if self._facts.is_new(said):

@@ -15,7 +15,8 @@ from nicegui import Client, ui
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from node.dashboard.pages import chat_page, map_page, peer_page, training_page, what_if_page
+from node.dashboard.pages import chat_page, map_page, missing_page, peer_page, training_page, what_if_page
+from node.dashboard.pages.visit import is_part
 
 RECONNECT_S = 10.0
 """How long a page whose connection broke is kept."""
@@ -28,7 +29,7 @@ ICON = Path(__file__).with_name("icon.svg")
 
 def _set_up() -> FastAPI:
     host = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    for page in (map_page, chat_page, peer_page, training_page, what_if_page):
+    for page in (map_page, chat_page, peer_page, training_page, what_if_page, missing_page):
         page.register()
     ui.run_with(
         host, title="Murmuration", favicon=ICON, dark=None, tailwind=False, reconnect_timeout=RECONNECT_S, binding_refresh_interval=None,
@@ -51,7 +52,7 @@ class Site:
         await _RUNNING.start()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and len(Client.instances) >= self._most * (2 if _is_part(scope) else 1):
+        if scope["type"] == "http" and len(Client.instances) >= self._most * (2 if is_part(scope) else 1):
             text = f"{self._most} visitors are here, as many as may be at once; come again in a minute"
             await PlainTextResponse(text, 503, {"retry-after": "60"})(scope, receive, send)
             return
@@ -60,12 +61,6 @@ class Site:
         except RuntimeError as error:
             if str(error) != GONE:
                 raise
-
-
-def _is_part(scope: Scope) -> bool:
-    """A script or a message of a page that is open. NiceGUI makes a visitor of each that is not found, so there is a limit, too."""
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path.startswith(("/_nicegui/", "/_nicegui_ws/"))
 
 
 class _Running:

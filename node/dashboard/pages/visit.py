@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from nicegui import ui
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from node.dashboard.dashboard import Dashboard
 
@@ -29,6 +30,12 @@ def visitor_here() -> Headers:
 def home_here() -> str:
     """The address of the first page, with a slash at its end."""
     return f"{ui.context.client.request.scope.get('root_path', '')}/"
+
+
+def is_part(scope: Scope) -> bool:
+    """Does a request ask for a script or a message of a page that is open?"""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.startswith(("/_nicegui/", "/_nicegui_ws/"))
 
 
 def watch_runs() -> None:

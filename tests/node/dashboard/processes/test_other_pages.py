@@ -32,6 +32,20 @@ def click(browser: Browser, text: str, number: int = 0) -> None:
     browser.on(lambda: browser.driver.find_elements("css selector", "button"), press)
 
 
+def test_every_way_in_the_head_leads_to_its_page(browser: Browser) -> None:
+    with serving(MadeSource(many(12, 32))) as url:
+        browser.open(f"{url}no/such/page")
+        browser.until_text("there is no page at this address")
+        heads = {"Chat": "Chat with a model", "Training": "Training runs", "What-if": "What if these", "Map": "complete"}
+        for text, shown in heads.items():
+            browser.until(lambda: browser.run("return window.path_prefix !== undefined"), what="NiceGUI has changed its links")
+            browser.run(f"[...document.querySelectorAll('nav a')].find(one => one.innerText === '{text}').click()")
+            browser.until_text(shown, "#content")
+            assert browser.text("nav a[aria-current]") == text
+        browser.run("document.querySelector('.mm-title').click()")
+        browser.until_text("complete", "#content")
+
+
 def test_a_peer_has_a_page_and_a_model_of_any_size_is_placed(browser: Browser, tmp_path: Path) -> None:
     source = MadeSource(many(12, 32))
     with serving(source, _more) as url:
@@ -46,7 +60,10 @@ def test_a_peer_has_a_page_and_a_model_of_any_size_is_placed(browser: Browser, t
         browser.open(url)
         browser.until_text("complete", ".mm-verdict")
         browser.open(f"{url}peer/nobody")
-        browser.until_text("not announced now", ".mm-problem")
+        browser.until_text("no such peer is announced", ".mm-problem")
+        assert "Machine and work" not in browser.text(), "cards of nothing"
+        browser.open(f"{url}no/such/page")
+        browser.until_text("there is no page at this address")
         browser.open(f"{url}what-if")
         browser.until_text("tiny", ".mm-model")
         click(browser, "Predict")
