@@ -114,6 +114,9 @@ class Directory:
             except SwarmError as error:
                 log.warning("our record cannot be announced: %s", error)
                 is_stored = False
+            except Exception:  # a fault of ours; without this task, no other peer would see us after RECORD_LIFE_S
+                log.exception("our record cannot be announced")
+                is_stored = False
             pause_s = self._renew_s if is_stored else RETRY_S
 
     async def withdraw(self) -> None:

@@ -32,6 +32,9 @@ REMEMBER_S = 60.0
 GOOD_BYE_S = 1.5
 """How long a peer that leaves may take to tell its neighbours."""
 
+LAN_AGAIN_S = 10.0
+"""Seconds after which a machine that had no network looks for neighbours again: it may have just been started."""
+
 _MAX_ANSWERING = 256
 """Addresses that may answer between two times of writing down; the file keeps fewer, and chooses by age."""
 
@@ -116,13 +119,16 @@ class Finder:
         over, ended = threading.Event(), asyncio.Event()
 
         def live() -> None:  # a thread of its own, since those of asyncio are gone when a program ends
-            try:
-                speaker.start()
-            except OSError as error:
-                log.warning("neighbours on the local network are not looked for: %s", error)
-            loop.call_soon_threadsafe(self.lan_is_up.set)
-            over.wait()
-            speaker.stop()
+            while not over.is_set():
+                wait_s: float | None = None
+                try:
+                    speaker.start()
+                except OSError as error:
+                    log.warning("neighbours on the local network are not looked for now: %s", error)
+                    wait_s = LAN_AGAIN_S
+                loop.call_soon_threadsafe(self.lan_is_up.set)
+                over.wait(wait_s)
+                speaker.stop()
             with contextlib.suppress(RuntimeError):  # the loop may not have waited for us
                 loop.call_soon_threadsafe(ended.set)
 

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from protocols.directory import belongs
-from protocols.errors import ConfigError, SwarmError
+from protocols.errors import ConfigError, PeerUnreachableError, SwarmError
 from protocols.ids import PeerId
 from swarm.access import Gate
 from swarm.peer import ports
@@ -93,7 +93,8 @@ class DhtKeeper:
     async def keep_alive(self, come_back: Callable[[], Awaitable[None]]) -> None:
         """Start p2pd again whenever it has ended, and then call `come_back`; until cancelled."""
         while True:
-            await self.dht.died()
+            with contextlib.suppress(PeerUnreachableError):  # it does not run, since this was ended by a fault of ours
+                await self.dht.died()
             log.error("the daemon of the DHT (p2pd) has ended; we start it again")
             await self.dht.stop()
             await self._restart()

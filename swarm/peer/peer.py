@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 JOIN_S = 15.0
 """How long a client waits for the first peer that answers."""
 
+BEGIN_AGAIN_S = 2.0
+"""Seconds until a task begins again that failed by a fault of ours."""
+
 
 def software() -> str:
     """Name and version, for people."""
@@ -126,13 +129,16 @@ class Peer(Greeter):
             self._own(lambda: self._keeper.announce_after_losses(self.directory.refresh))
 
     def _own(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` until we stop; whatever it raises is a fault, and is logged."""
+        """Run `work` until we stop; whatever it raises is a fault, which is logged, and it begins again: without one of them, a peer
+        would be lost to the others sooner or later."""
 
         async def run() -> None:
-            try:
-                await work()
-            except Exception:
-                log.exception("a task of peer %s failed", short_peer(self.peer_id))
+            while True:
+                try:
+                    return await work()
+                except Exception:
+                    log.exception("a task of peer %s failed, and begins again in %.0f s", short_peer(self.peer_id), BEGIN_AGAIN_S)
+                await asyncio.sleep(BEGIN_AGAIN_S)
 
         task = asyncio.create_task(run())
 

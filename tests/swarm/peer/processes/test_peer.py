@@ -8,7 +8,7 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,8 @@ from swarm.meeting.entering import Entry
 from swarm.peer import keys, ports
 from swarm.peer import peer as module
 from swarm.peer.config import PeerConfig
+from swarm.peer.contacts import Contacts
+from swarm.peer.dht_keeper import DhtKeeper
 from swarm.peer.peer import Peer
 from swarm.rpc import tls
 from tests.forked import PIPE, Child, ForkServer
@@ -145,7 +147,7 @@ async def test_a_node_with_dead_bootstraps_serves_says_so_and_joins_when_one_com
     said: list[bool] = []
     config = PeerConfig(data_dir=tmp_path, bootstrap=(address,), on_join=lambda is_joined, _text: said.append(is_joined))
     async with Peer(config) as early:
-        await eventually(lambda: len(said) >= 2)
+        await eventually(lambda: said)
         assert not any(said) and "no given peer answers" in caplog.text
         with pytest.raises(PeerUnreachableError, match="check --peer"):
             await early.joined(0.01)
@@ -227,6 +229,27 @@ async def test_nobody_is_dialled_back_in_anothers_name(tmp_path: Path) -> None:
 
 
 # --- leaving
+
+
+@pytest.mark.parametrize("task", [Contacts.keep_joined, DhtKeeper.keep_alive])
+async def test_a_task_that_fails_by_a_fault_of_ours_begins_again(
+    task: Callable[..., Awaitable[None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "BEGIN_AGAIN_S", 0.01)
+    failures = [RuntimeError("a fault")]
+
+    async def fails_once(*own: object) -> None:
+        if failures:
+            raise failures.pop()
+        await task(*own)
+
+    async with Peer(PeerConfig(data_dir=tmp_path)) as first:
+        monkeypatch.setattr(Contacts if task is Contacts.keep_joined else DhtKeeper, task.__name__, fails_once)
+        async with client(*first.multiaddrs) as second:  # it has joined
+            before = second._dht._running
+            before.p2p._child.kill()
+            await eventually(lambda: second._dht._node not in (None, before) and second.num_neighbours > 0)
+    assert "a fault" in caplog.text and not failures
 
 
 async def test_a_daemon_that_dies_is_started_again_and_the_record_said_again(tmp_path: Path) -> None:
@@ -314,6 +337,8 @@ PROGRAM = """
 import asyncio, os, sys
 from pathlib import Path
 from swarm.peer.config import PeerConfig
+from swarm.peer.contacts import Contacts
+from swarm.peer.dht_keeper import DhtKeeper
 from swarm.peer.peer import Peer
 from tests.hosting import hosted
 
