@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from node.gateway.answers.thought_budget import ThoughtBudget, limit_of
+from node.gateway.anthropic.messages import MessagesBody
 from node.gateway.tools.thoughts import ThoughtTokens
 from swarm.thin.channels import Thought
 from swarm.thin.grammar.answer_form import AnswerForm
@@ -76,3 +77,12 @@ def test_a_thought_has_at_most_its_budget(tmp_path: Path, words: tuple[str, ...]
         """A grammar lets a letter of four bytes be completed first."""
         assert BUDGET <= num_thoughts <= BUDGET + letters, seed
         assert not has_form or json.loads(answer) == [1]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "budget"), [({"type": "enabled", "budget_tokens": 1024}, 1024), ({"type": "adaptive"}, None)]
+)
+def test_anthropics_budget_is_one(thinking: dict[str, object], budget: int | None) -> None:
+    talk = [{"role": "user", "content": "a"}]
+    body = MessagesBody.model_validate({"model": "a", "max_tokens": 2000, "messages": talk, "thinking": thinking})
+    assert body.request().thought_budget == budget

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import ollama
@@ -48,16 +47,13 @@ YES: Any = {"type": "json_schema", "json_schema": {"name": "yes", "schema": {"en
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WireSwarm]:
     folder = make_speaker(tmp_path_factory.mktemp("models") / "tiny", TEMPLATE, SAYS, ("<think>", "</think>"))
-    give_place(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": 4096})
+    )  # place for a budget of Anthropic's
     made = WireSwarm(folder, [(0, 3), (3, 6)], with_ends=True)
     yield made
     made.close()
-
-
-def give_place(folder: Path) -> None:
-    """For a budget of Anthropic's, of 1,024 tokens at least."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
 
 
 def test_a_model_thinks_speaks_and_calls(swarm: WireSwarm) -> None:
