@@ -130,8 +130,8 @@ def revoke(path: Path, name: str) -> None:
         known = read(path)
         left = [key for key in known if key.name != name]
         if len(left) == len(known):
-            names = ", ".join(key.name for key in known[:20]) or "none"
-            raise ConfigError(f"no key {name[:80]!r}; there is: {names}")
+            names = ", ".join(key.name for key in known[:20])
+            raise ConfigError(f"no key {name[:80]!r}; {f'there is: {names}' if names else 'there are no keys'}")
         _write(path, left)
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def counted(number: int, noun: str, *, is_grouped: bool = False) -> str:
     """The number and the noun, in the plural (s, or es after ch) unless the number is 1. is_grouped: `13,929 tokens`."""
     plural = "es" if noun.endswith("ch") else "s"
     return f"{number:{',' if is_grouped else 'd'}} {noun}{'' if number == 1 else plural}"
+
+
+def few(reasons: Sequence[str], most: int = 2) -> str:
+    """The first reasons, and how many more there are: a message about many peers stays readable."""
+    more = len(reasons) - most
+    return "; ".join([*reasons[:most], *([f"and {more} more"] if more > 0 else [])])
 
 
 def described(error: BaseException) -> str:

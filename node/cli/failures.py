@@ -46,7 +46,7 @@ def describe(error: BaseException) -> tuple[str, int]:
             return NO_MEMORY, 2
         case OSError():
             where = f": {error.filename}" if error.filename else ""
-            return _one_line(f"{error.strerror or error}{where}; check that the file or address is right and allowed"), 1
+            return _one_line(f"{error.strerror or error}{where}; {_next_step(error)}"), 1
         case MemoryError():
             return NO_MEMORY, 2
     if isinstance(error, _TYPERS_OWN):
@@ -54,6 +54,12 @@ def describe(error: BaseException) -> tuple[str, int]:
     return _one_line(
         f"unexpected {type(error).__name__}: {error}; this is a fault of ours: run again with --debug and report it"
     ), 1
+
+
+def _next_step(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return "free some space there, or name another folder (--data-dir, --out)"
+    return "check that the file or address is right and allowed"
 
 
 def _is_want_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ from protocols.errors import (
     SwarmError,
 )
 from protocols.ids import PeerId
+from protocols.words import few
 from swarm.dht.address import PeerAddress
 from swarm.meeting.bootstrap import given_are_silent
 from swarm.meeting.neighbours import Neighbours
@@ -31,9 +32,6 @@ log = logging.getLogger(__name__)
 
 _MAX_NOTED = 1_024
 """Addresses that are ignored, and peers that were met."""
-
-_MAX_TOLD = 2
-"""Reasons that one message tells: there may be as many as there are known peers."""
 
 _MAX_SAID = 16
 """Peers that are not for us of which the log tells; a neighbour may announce any number."""
@@ -290,7 +288,7 @@ class Joiner:
             await self._on_change(met, f"joined: {met}")
             self._has_joined.set()
             return True
-        self._last_failure = _told([str(result) for result in results])
+        self._last_failure = few([str(result) for result in results])
         if kind == "given":
             self._refusal = next((one for one in results if isinstance(one, SwarmError) and is_refusal(one)), None)
         return False
@@ -315,9 +313,3 @@ def _note(book: dict[T, None], newest: Sequence[T]) -> None:
     book.update(dict.fromkeys(newest))
     while len(book) > _MAX_NOTED:
         del book[next(iter(book))]
-
-
-def _told(reasons: Sequence[str]) -> str:
-    """Some of the reasons, and how many more there are."""
-    more = len(reasons) - _MAX_TOLD
-    return "; ".join([*reasons[:_MAX_TOLD], *([f"and {more} more"] if more > 0 else [])])

@@ -19,6 +19,7 @@ from typing import Self
 from protocols.errors import PeerUnreachableError, SwarmError
 from protocols.hello import Hello
 from protocols.ids import PeerId
+from protocols.words import few
 from swarm import awake
 from swarm.access_lists import keep_reading
 from swarm.dht.address import PeerAddress
@@ -97,10 +98,10 @@ class ThinPeer(Greeter):
         if not self._given or not await self._greet(self._given, failures):
             remembered = self.finder.remembered()
             if self._given and remembered:
-                self.finder.say(given_are_silent(len(self._given), "; ".join(failures), len(remembered)))
+                self.finder.say(given_are_silent(len(self._given), few(failures), len(remembered)))
             if not (remembered and await self._greet(remembered, failures)) and not await self._greet_neighbours(failures):
                 hint = "check --peer, and that it runs" if self._given else NONE_NAMED
-                raise self._refusal or PeerUnreachableError(f"no peer of the swarm answers: {'; '.join(failures)}; {hint}")
+                raise self._refusal or PeerUnreachableError(f"no peer of the swarm answers: {few(failures)}; {hint}")
         self.finder.write_down()
 
     async def _greet(self, addresses: Sequence[PeerAddress], failures: list[str]) -> bool:

@@ -102,7 +102,9 @@ class ModelCache:
                 yield file
             fresh.replace(place)
         except OSError as error:
-            raise DiskFullError(f"cannot write {place}: {error.strerror or error}") from error
+            raise DiskFullError(
+                f"cannot write {place}: {error.strerror or error}; free some space, or choose another --data-dir"
+            ) from error
         finally:
             with contextlib.suppress(OSError):
                 fresh.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocols.words import described, one_line
+from protocols.words import described, few, one_line
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,10 @@ def test_what_a_terminal_obeys_is_an_escape(text: str, expected: str) -> None:
 def test_an_error_of_a_library_is_one_line_with_its_class() -> None:
     assert described(ValueError("two\n  lines")) == "ValueError: two lines"
     assert len(described(ValueError("x" * 1_000))) == 400
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"), [([], ""), (["a"], "a"), (["a", "b"], "a; b"), (["a", "b", "c", "d"], "a; b; and 2 more")]
+)
+def test_a_message_tells_few_of_many_reasons(reasons: list[str], expected: str) -> None:
+    assert few(reasons) == expected
