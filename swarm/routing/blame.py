@@ -14,6 +14,9 @@ from protocols.defaults import AVOID_S
 from protocols.errors import CacheFullError, OverloadedError, SwarmError
 from protocols.ids import PeerId
 
+BUSY = (CacheFullError, OverloadedError)
+"""Causes that pass by themselves, and of which an answer to a hello says nothing."""
+
 MAX_AVOID_S = 600.0
 FORGET_S = 900.0
 """A peer that has not failed for this long starts with a clean sheet."""
@@ -41,11 +44,13 @@ class Blame:
     def add(self, peer: PeerId, cause: SwarmError, now_s: float) -> None:
         """`peer` failed: avoid it for AVOID_S, doubled with every strike up to ten minutes.
 
-        Where it is avoided already, that is no new strike: many sessions tell of one death.
+        Where it is avoided already, that is no new strike: many sessions tell of one death. Nor is it one to be full or busy, which passes:
+        else a peer that was full for five minutes would not be asked for five more.
         """
         self._failures = {other: failure for other, failure in self._failures.items() if now_s - failure.at_s < FORGET_S}
         before = self._failures.get(peer)
-        strikes = 1 if before is None else before.strikes + (now_s >= before.until_s)
+        is_strike = before is None or (now_s >= before.until_s and not isinstance(cause, BUSY))
+        strikes = (0 if before is None else before.strikes) + is_strike
         self._failures[peer] = Failure(cause, now_s, now_s + min(MAX_AVOID_S, AVOID_S * 2 ** (strikes - 1)), strikes)
 
     def is_avoided(self, peer: PeerId, now_s: float) -> bool:
@@ -58,7 +63,7 @@ class Blame:
         has_moved: it has another address than before, so it can be asked there without a pause.
         """
         failure = self._failures.get(peer)
-        if failure is None or isinstance(failure.cause, CacheFullError | OverloadedError) or not failure.cause.try_another_peer:
+        if failure is None or isinstance(failure.cause, BUSY) or not failure.cause.try_another_peer:
             return False
         pause_s: float = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**failure.strikes)
         return has_moved or now_s - failure.at_s >= pause_s

@@ -67,6 +67,10 @@ class Bridge:
         for number in machines:
             _ip("-n", self._bridge, "link", "set", f"port{number}", "master", HUBS[1])
 
+    def link(self, number: int, state: str) -> None:
+        """Machine `number`'s link `up` or `down`: down, it reaches no other machine."""
+        _ip("-n", self._bridge, "link", "set", f"port{number}", state)
+
     def heal(self) -> None:
         """All machines reach one another again."""
         for number in range(len(self._names)):

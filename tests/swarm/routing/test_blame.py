@@ -77,6 +77,21 @@ def test_an_answer_to_a_ping_does_not_forgive_a_peer_that_was_only_full_or_refus
     assert blame.is_avoided(A, 10) and not blame.can_be_asked_again(A, 10)
 
 
+@pytest.mark.parametrize(
+    ("cause", "lasts_s"), [(OverloadedError("busy"), AVOID_S), (CacheFullError("full"), AVOID_S), (GONE, 8 * AVOID_S)]
+)
+def test_a_peer_that_is_busy_for_minutes_is_asked_again_as_soon_as_one_that_is_busy_for_once(
+    cause: SwarmError, lasts_s: float
+) -> None:
+    blame, now_s = Blame(), 0.0
+    for _ in range(4):
+        blame.add(A, cause, now_s)
+        began_s = now_s
+        while blame.is_avoided(A, now_s):
+            now_s += 1.0
+    assert now_s - began_s == lasts_s
+
+
 def test_the_newest_cause_is_told() -> None:
     blame = Blame()
     blame.add(A, PeerUnreachableError("first"), 5)
