@@ -43,7 +43,7 @@ def test_revoking_ends_a_key(tmp_path: Path) -> None:
     keys(tmp_path, "add", "alice")
     assert keys(tmp_path, "revoke", "alice") == (0, "revoked alice\n", "")
     assert "every program on it may ask" in keys(tmp_path, "list")[1]
-    assert keys(tmp_path, "revoke", "alice") == (2, "", "error: no key 'alice'; there is: none\n")
+    assert keys(tmp_path, "revoke", "alice") == (2, "", "error: no key 'alice'; there are no keys\n")
 
 
 @pytest.mark.parametrize(
