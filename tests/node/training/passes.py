@@ -1,4 +1,4 @@
-"""Passes of tests: nodes for a route, and the sums that one process would have."""
+"""Routes of test nodes, and the sums that one process would have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A client's autograd through a route of stages: the gradient of its input."""
+"""The gradient of a client's input, through a route of stages."""
 
 from __future__ import annotations
 

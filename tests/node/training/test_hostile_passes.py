@@ -1,4 +1,4 @@
-"""Passes of hostile trainers and hops: each is refused by the hop that sees it."""
+"""Passes of hostile trainers and hops: each is refused where it arrives."""
 
 from __future__ import annotations
 
