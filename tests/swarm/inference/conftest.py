@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.swarm.inference.toy import ToySwarm, fresh_seed
+from tests.swarm.inference.probe import Probe
+from tests.swarm.inference.toy import ToyNode, ToySwarm, fresh_seed
 
 
 @pytest.fixture
@@ -16,3 +17,16 @@ async def swarm() -> AsyncIterator[ToySwarm]:
     toys = ToySwarm()
     yield toys
     await toys.stop()
+
+
+@pytest.fixture
+async def node(swarm: ToySwarm) -> ToyNode:
+    """The only hop of its route: first and last at once."""
+    return await swarm.serve(0, 4)
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[Probe]:
+    probe = Probe()
+    yield probe
+    await probe.close()

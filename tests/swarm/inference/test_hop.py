@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
@@ -15,54 +14,11 @@ import torch
 
 from protocols import compression
 from protocols.errors import BadRequestError, SwarmError, UnauthenticatedError
-from protocols.ids import SessionId, Span
-from protocols.inference import Attach, Close, Crop, Expect, History, HopLost, Op, Open, Repeat, Reply, Reroute, Rows
-from protocols.progress import Progress
-from swarm.inference.client import suspicion
-from swarm.inference.client.suspicion import Kind, Verdict
-from swarm.inference.hop.hop import PART_S
-from swarm.inference.hop.hops import HopLimits
-from swarm.inference.hop.pace import MAX_EPOCHS
-from swarm.streams.links import Links
-from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
+from protocols.ids import Span
+from protocols.inference import Attach, Close, Crop, Expect, HopLost, Op, Open, Repeat, Reply, Reroute, Rows
+from tests.swarm.inference.lines import SESSION, WHOLE, num_sessions, opened, reply_of
+from tests.swarm.inference.probe import FakeHop, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
 from tests.swarm.inference.toy import WIDTH, ToyNode, ToySwarm, random_tokens, reference, until
-from tests.virtual_time import Shifted
-
-SESSION = SessionId(b"s" * 16)
-WHOLE = [(0, 4)]
-
-
-@pytest.fixture
-async def node(swarm: ToySwarm) -> ToyNode:
-    """The only hop of its route: first and last at once."""
-    return await swarm.serve(0, 4)
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[Probe]:
-    probe = Probe()
-    yield probe
-    await probe.close()
-
-
-async def opened(client: Probe, node: ToyNode) -> tuple[Line, Line]:
-    """A session of one hop: the line down, and the line on which replies come."""
-    grant = grant_of(client.identity, [hop_of(node)])
-    replies = await client.attach(node, grant)
-    line = await client.open(node, grant)
-    assert await line.hear() == Expect(session=SESSION, epoch=0, step=0)
-    return line, replies
-
-
-async def reply_of(replies: Line) -> Reply:
-    reply = await replies.hear()
-    assert isinstance(reply, Reply), reply
-    return reply
-
-
-def num_sessions(node: ToyNode) -> int:
-    return node.host.num_sessions
-
 
 # --- steps
 
@@ -331,138 +287,3 @@ async def test_a_word_from_below_while_a_session_closes_does_not_keep_its_close_
     assert await to_node.hear() == Close(session=SESSION)
     await until(lambda: num_sessions(node) == 0)
     await below.stop()
-
-
-# --- histories
-
-
-def history_of(base: int, part: int, parts: int, counts: list[int], epoch: int = 0) -> History:
-    return History(session=SESSION, epoch=epoch, base=base, counts=tuple(counts), part=part, parts=parts,
-                   payload=compression.pack(random_tokens(sum(counts))))  # fmt: skip
-
-
-async def test_a_history_brings_a_hop_to_its_base(client: Probe, node: ToyNode) -> None:
-    line, replies = await opened(client, node)
-    tokens = random_tokens(4)
-    first, second = (
-        replace(history_of(9, part, 2, [2]), payload=compression.pack(tokens[2 * part : 2 * part + 2])) for part in (0, 1)
-    )
-    await line.say(first, second, step_of(9, last := random_tokens(1)))
-    reply = await reply_of(replies)
-    assert reply.step == 9
-    assert torch.allclose(compression.unpack(reply.payload), reference([*tokens, *last], WHOLE)[-1])
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        [(9, 1, 2, [2])],
-        [(9, 0, 3, [2]), (9, 2, 3, [2])],
-        [(9, 0, 2, [2]), (8, 1, 2, [2])],
-        [(9, 0, 2, [2]), (9, 1, 3, [2])],
-        [(9, 0, 2, [2]), (9, 1, 2, [1, 1])],
-    ],
-    ids=["no first part", "a part is missing", "another base", "another number of parts", "other sequences"],
-)
-async def test_parts_of_a_history_that_disagree_are_not_used(
-    client: Probe, node: ToyNode, parts: list[tuple[int, int, int, list[int]]]
-) -> None:
-    line, replies = await opened(client, node)
-    await line.say(step_of(0))  # so that it waits for nothing
-    await reply_of(replies)
-    await line.say(*(history_of(*part) for part in parts), step_of(9))
-    assert await line.hear() == Expect(session=SESSION, epoch=0, step=0)
-    await line.say(step_of(0, tokens := random_tokens(1)))
-    assert torch.allclose(compression.unpack((await reply_of(replies)).payload), reference(list(tokens), WHOLE)[0])
-    assert node.engine.used_bytes == 1
-
-
-async def test_a_broken_off_history_is_void_when_steps_begin_anew(client: Probe, node: ToyNode) -> None:
-    line, replies = await opened(client, node)
-    await line.say(history_of(9, 0, 2, [5]), step_of(0, tokens := random_tokens(1)))
-    assert torch.allclose(compression.unpack((await reply_of(replies)).payload), reference(list(tokens), WHOLE)[0])
-    assert node.engine.used_bytes == 1
-
-
-@pytest.mark.parametrize("kind", nonsense())
-async def test_a_history_of_nonsense_is_refused(client: Probe, node: ToyNode, kind: str) -> None:
-    line, _ = await opened(client, node)
-    values = nonsense()[kind]
-    await line.say(replace(history_of(9, 0, 1, [1]), payload=compression.pack(values)))
-    lost = await line.hear()
-    assert isinstance(lost, HopLost) and lost.code == "bad_request"
-    assert node.engine.used_bytes == 0
-
-
-# --- what it says of itself
-
-
-async def progress_of(client: Probe, node: ToyNode) -> Progress:
-    return await Links(client.pool).progress(hop_of(node), SESSION)
-
-
-async def test_a_step_counts_as_received_only_if_those_before_it_came(client: Probe, node: ToyNode) -> None:
-    """Else a hop above that drops a step, or makes one up, lets this one look as if it kept a step to itself."""
-    line, replies = await opened(client, node)
-    await line.say(step_of(1), step_of(0))
-    await reply_of(replies)
-    await line.say(step_of(6), step_of(9))
-    assert isinstance(await line.hear(), Expect)
-    word = await progress_of(client, node)
-    assert (word.received, word.computed, word.is_busy) == (1, 1, False)
-    above = Progress(epoch=0, received=2, computed=2, sent=2)
-    assert suspicion.judge([above, word], 2, 0) == Verdict(Kind.TORN, (0, 1))
-
-
-async def test_what_came_over_an_older_wire_counts_no_more(client: Probe, node: ToyNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    line, _ = await opened(client, node)
-    (hop,) = node.host.hops._hops.values()
-
-    async def lost(*_: object) -> None:
-        """As if its message stream had ended before the step was sent."""
-
-    monkeypatch.setattr(hop.sequences, "take_step", lost)
-    await line.say(step_of(0), step_of(1))
-    await until(lambda: hop.progress.received == 2)
-    again = await client.open(node, hop.place.grant)
-    assert isinstance(await again.hear(), Expect)
-    assert (await progress_of(client, node)).received == 0
-
-
-async def test_a_hop_is_busy_between_two_parts_of_a_history_for_a_while(swarm: ToySwarm, client: Probe) -> None:
-    time_passes = Shifted()
-    swarm.clock = time_passes.clock()
-    node = await swarm.serve(0, 4)
-    line, _ = await opened(client, node)
-    await line.say(history_of(9, 0, 2, [2]))
-    await until(lambda: node.engine.forwards == 1)
-    assert (await progress_of(client, node)).is_busy
-    time_passes.ahead_s = PART_S  # the next part does not come
-    assert not (await progress_of(client, node)).is_busy
-
-
-async def test_a_hop_whose_new_route_waits_for_its_pace_says_so(swarm: ToySwarm, client: Probe) -> None:
-    """It knows the route that its client asks about, and has sent nothing on it."""
-    node, below = await swarm.serve(0, 2), await FakeHop(Span(2, 4)).start()
-    route = [hop_of(node), hop_of(below)]
-    line = await client.open(node, grant_of(client.identity, route))
-    await line.say(step_of(0))
-    await until(lambda: node.engine.forwards == 1)
-    for epoch in range(1, MAX_EPOCHS + 1):
-        await line.say(Reroute(grant=grant_of(client.identity, route, epoch=epoch), index=0))
-    async with asyncio.timeout(60):
-        while (word := await progress_of(client, node)).epoch < MAX_EPOCHS:
-            pass
-    assert (word.epoch, word.computed, word.sent, word.is_busy) == (MAX_EPOCHS, 1, 0, True)
-    line.stream.cancel()
-    await below.stop()
-
-
-async def test_a_hop_that_dials_as_many_as_it_may_blames_itself(swarm: ToySwarm, client: Probe) -> None:
-    """The hop below was never asked."""
-    node = await swarm.serve(0, 2, limits=HopLimits(max_dials=0))
-    line = await client.open(node, grant_of(client.identity, [hop_of(node), absent_hop(2, 4)]))
-    assert isinstance(await line.hear(), Expect)
-    lost = await line.hear()
-    assert isinstance(lost, HopLost) and (lost.index, lost.code) == (0, "overloaded")
-    assert (await progress_of(client, node)).has_given_up

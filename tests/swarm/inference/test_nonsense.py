@@ -20,8 +20,8 @@ from protocols.errors import BadRequestError, InternalError, NonsenseError, Swar
 from protocols.ids import Span
 from protocols.inference import Expect, HopLost, Open, Reply, Reroute, Step, StepSpec
 from swarm.inference.downstream import MAX_HISTORIES
+from tests.swarm.inference.lines import SESSION
 from tests.swarm.inference.probe import FakeHop, Line, Probe, absent_hop, grant_of, hop_of, nonsense, step_of
-from tests.swarm.inference.test_hop import SESSION
 from tests.swarm.inference.toy import ToyNode, ToySwarm, ask, random_tokens, reference, until
 
 THIRDS = [(0, 1), (1, 3), (3, 4)]
