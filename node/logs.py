@@ -3,8 +3,8 @@
 Never on stdout, which scripts read. Each says whose it is and what it is about (`swarm/log_ids.py`): as text for a person, as a JSON
 object for a program.
 
-`MURMURATION_LOG` names the level (default: WARNING for a node, ERROR for who asks; `--debug` means DEBUG). The libraries
-below us are quietened: their loggers and progress bars would write over ours.
+`MURMURATION_LOG` names the level (default: WARNING for a node and a gateway, ERROR for a command that asks; `--debug` means DEBUG). The
+libraries below us are quietened: their loggers and progress bars would write over ours.
 """
 
 from __future__ import annotations

@@ -44,14 +44,16 @@ class Blame:
     def add(self, peer: PeerId, cause: SwarmError, now_s: float) -> None:
         """`peer` failed: avoid it for AVOID_S, doubled with every strike up to ten minutes.
 
-        Where it is avoided already, that is no new strike: many sessions tell of one death. Nor is it one to be full or busy, which passes:
-        else a peer that was full for five minutes would not be asked for five more.
+        Where it is avoided already, that is no new strike: many sessions tell of one death. Nor is it one to be full or busy, which passes,
+        and ends the peer's avoidance after AVOID_S whatever its strikes are: it does answer.
         """
         self._failures = {other: failure for other, failure in self._failures.items() if now_s - failure.at_s < FORGET_S}
         before = self._failures.get(peer)
-        is_strike = before is None or (now_s >= before.until_s and not isinstance(cause, BUSY))
+        is_busy = isinstance(cause, BUSY)
+        is_strike = before is None or (now_s >= before.until_s and not is_busy)
         strikes = (0 if before is None else before.strikes) + is_strike
-        self._failures[peer] = Failure(cause, now_s, now_s + min(MAX_AVOID_S, AVOID_S * 2 ** (strikes - 1)), strikes)
+        avoid_s = AVOID_S if is_busy else min(MAX_AVOID_S, AVOID_S * 2 ** (strikes - 1))
+        self._failures[peer] = Failure(cause, now_s, now_s + avoid_s, strikes)
 
     def is_avoided(self, peer: PeerId, now_s: float) -> bool:
         failure = self._failures.get(peer)

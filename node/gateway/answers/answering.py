@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from node.gateway.answers.answer import End, Event, Usage
-from node.gateway.answers.calls import Calls, check_tools, form_in, thought_in
+from node.gateway.answers.calls import Calls, check_budget, check_tools, form_in, thought_in
 from node.gateway.answers.models import ServedModel
 from node.gateway.answers.one_answer import AnswerContext, OneAnswer
 from node.gateway.answers.prompts import check_length, ids_of
@@ -20,7 +20,6 @@ from node.gateway.answers.request import Request
 from node.gateway.answers.thought_budget import ThoughtLimit, limit_of
 from node.gateway.answers.traces import NO_TRACE, RequestTrace
 from node.gateway.callers.meter import Meter
-from node.gateway.http.refusal import RefusedError
 from node.gateway.tools.calling import Calling, rules_of
 from swarm.clock import Clock
 from swarm.thin.channels import FINAL, marks_of
@@ -63,6 +62,7 @@ class Answering:
         """Encode the prompts. RefusedError, or the tokenizer's error, if one of them cannot be answered or paid by the caller's budget."""
         template = served.model.tokenizer.chat_template
         check_tools(request.tools, template)
+        check_budget(request, template)
         form = form_of(request, template)
         began_s = clock.now_s()
         prompts = [await served.aside(ids_of, served, prompt, request.tools, request.effort) for prompt in request.prompts]
@@ -87,20 +87,16 @@ class Answering:
             self._thought = thought = await self.served.aside(form_behind_ids, tokenizer, ids, thought)
             if self._form is not None and not thought.is_over:
                 self._form = replace(self._form, thought=thought)
-        await self._find_limit(thought or (MESSAGE if calls is not None and calls.is_channels else None))
+        await self._find_limit(thought or MESSAGE)
         marks = (*(calls.marks if calls else ()), *((thought.begin, thought.end) if thought else ()))
         if marks:
             self._marks = await self.served.aside(marks_of, tokenizer, marks)
 
-    async def _find_limit(self, thought: ThoughtForm | None) -> None:
-        """RefusedError if thoughts have a budget, and are not known here."""
-        budget, param = self.request.thought_budget, self.request.budget_param
-        if budget is None:
-            return
-        if thought is None:
-            raise RefusedError(f"{param}: this model's chat template does not say that it thinks; leave it out", param)
-        model = self.served.model
-        self._limit = await self.served.aside(limit_of, model.tokenizer, thought, budget, model.defaults.vocab_size)
+    async def _find_limit(self, thought: ThoughtForm) -> None:
+        """What the budget of thoughts means for this model."""
+        budget, model = self.request.thought_budget, self.served.model
+        if budget is not None:
+            self._limit = await self.served.aside(limit_of, model.tokenizer, thought, budget, model.defaults.vocab_size)
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """The events of all answers as they come; the first error of one answer ends all."""

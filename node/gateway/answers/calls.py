@@ -87,3 +87,12 @@ def check_tools(tools: Sequence[Mapping[str, Any]], template: str | None) -> Non
         raise RefusedError(
             "tools: this model's chat template knows none; leave them out, or ask a model that was made for them", "tools"
         )
+
+
+def check_budget(request: Request, template: str | None) -> None:
+    """RefusedError if thoughts have a budget, and the model's thoughts are not known here."""
+    if request.thought_budget is None:
+        return
+    form, param = form_in(request, template), request.budget_param
+    if thought_in(request, template) is None and not (form is not None and form.is_channels):
+        raise RefusedError(f"{param}: this model's chat template does not say that it thinks; leave it out", param)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AliasChoices, Discriminator, Field, Tag
 
 from node.gateway.http import form
 from node.gateway.http.form import Strict, Text, only
@@ -46,7 +46,7 @@ class CallItem(Strict):
     type: Literal["function_call"]
     caller: only({"type": "direct"}) = None  # type: ignore[valid-type]
     namespace: only() = None  # type: ignore[valid-type]
-    async_: only() = None  # type: ignore[valid-type]
+    async_: only(False) = Field(None, validation_alias=AliasChoices("async", "async_"))  # type: ignore[valid-type]
     call_id: str = Field(min_length=1, max_length=200)
     name: ToolName
     arguments: Text

@@ -1,6 +1,6 @@
-"""Sessions that have ended here, until their grants have expired.
+"""Sessions that have ended here, at least until their grants expire.
 
-A grant that was used and closed opens nothing again.
+A grant that was used and closed opens nothing again. The oldest are forgotten first.
 
 The hop above holds the client's grant and could say Open once more. A client that wants a hop back signs a later epoch.
 """
@@ -34,9 +34,8 @@ class Closed:
         self._clients[grant.client] = own
         before = own.pop((grant.session, span), (-1, 0.0))
         own[grant.session, span] = max(before, (grant.epoch, grant.expires_s))
-        while own and (
-            len(own) > MAX_PER_CLIENT or next(iter(own.values()))[1] <= now_s
-        ):  # all of them at each end took 6 % of a node
+        # only the oldest: a look at all of them took 6 % of a node's time
+        while own and (len(own) > MAX_PER_CLIENT or next(iter(own.values()))[1] <= now_s):
             own.popitem(last=False)
         if len(self._clients) > MAX_CLIENTS:
             self._clients.popitem(last=False)

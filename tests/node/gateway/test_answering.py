@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+import pytest
 
 from node.gateway.answers.answer import Event, Piece
 from node.gateway.answers.answering import merged
+from node.gateway.answers.calls import check_budget
+from node.gateway.answers.request import Picking, Request
+from node.gateway.http.refusal import RefusedError
 
 
 async def answer(choice: int, tasks: list[str]) -> AsyncGenerator[Event, None]:
@@ -27,3 +33,18 @@ async def test_one_answer_runs_in_the_task_of_its_reader_and_several_in_tasks_of
         pieces = [(event.choice, event.text) for event in events if isinstance(event, Piece)]
         assert sorted(pieces) == [(choice, text) for choice in range(number) for text in "ab"]
         assert set(tasks) == {me.get_name() if number == 1 else "answer"}
+
+
+def test_a_budget_of_thoughts_is_refused_by_the_template_alone() -> None:
+    """So it is before a prompt is encoded, and counted."""
+    request = Request(
+        model="m", prompts=([{"role": "user", "content": "?"}],), prompt_param="messages", picking=Picking(), thought_budget=9
+    )
+    for template in (None, "{{ messages }}"):
+        with pytest.raises(RefusedError, match="thinking_token_budget"):
+            check_budget(request, template)
+        check_budget(replace(request, thought_budget=None), template)
+    check_budget(request, QWEN)
+
+
+QWEN = "{% if '</think>' in content %}{{ content.split('</think>')[-1] }}{% endif %}<think>"

@@ -14,7 +14,7 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsBas
 from openai.types.completion_create_params import CompletionCreateParamsBase as TextParams
 from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from node.gateway.anthropic.messages import CountBody, MessagesBody
 from node.gateway.ollama.asking import GenerateBody, OllamaChatBody
@@ -23,6 +23,7 @@ from node.gateway.ollama.form import Options
 from node.gateway.openai.chat import ChatBody
 from node.gateway.openai.completions import CompletionBody
 from node.gateway.openai.embeddings import EmbeddingsBody
+from node.gateway.openai.items import CallItem
 from node.gateway.openai.responses import ResponsesBody
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "gateway.md"
@@ -58,3 +59,12 @@ def test_what_a_client_can_send_is_taken_or_named(request_type: type, body: type
 def test_what_is_taken_is_named(body: type[BaseModel]) -> None:
     document = DOCUMENT.read_text()
     assert not [name for name in body.model_fields if name not in document and name not in PLAIN]
+
+
+@pytest.mark.parametrize(("field", "value"), [("async", False), ("async", None), ("async_", None)])
+def test_a_call_may_come_back_as_the_client_names_its_fields(field: str, value: bool | None) -> None:
+    """`async` on the wire; `async_` as `model_dump()` says it."""
+    call = {"type": "function_call", "call_id": "1", "name": "add", "arguments": "{}"}
+    assert CallItem.model_validate({**call, field: value}).name == "add"
+    with pytest.raises(ValidationError, match="not supported"):
+        CallItem.model_validate({**call, field: True})

@@ -92,6 +92,16 @@ def test_a_peer_that_is_busy_for_minutes_is_asked_again_as_soon_as_one_that_is_b
     assert now_s - began_s == lasts_s
 
 
+def test_a_busy_peer_is_asked_again_soon_although_it_had_died_before() -> None:
+    blame, now_s = Blame(), 0.0
+    for _ in range(3):
+        blame.add(A, GONE, now_s)
+        while blame.is_avoided(A, now_s):
+            now_s += 1.0
+    blame.add(A, OverloadedError("busy"), now_s)
+    assert blame.is_avoided(A, now_s + AVOID_S - 1) and not blame.is_avoided(A, now_s + AVOID_S)
+
+
 def test_the_newest_cause_is_told() -> None:
     blame = Blame()
     blame.add(A, PeerUnreachableError("first"), 5)
