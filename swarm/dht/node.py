@@ -28,7 +28,7 @@ from protocols.identity import Identity
 from protocols.ids import PeerId, short_peer
 from swarm.access import Gate
 from swarm.clock import SYSTEM, Clock
-from swarm.dht import checking, daemon, guard, sockets
+from swarm.dht import checking, daemon, dialling, guard, sockets
 from swarm.dht.address import PeerAddress, transport
 from swarm.dht.lookup import BEAM, Lookup
 from swarm.dht.protocol import ASK_S, NUM_REPLICAS, Protocol, Rules
@@ -80,6 +80,8 @@ class Dht:
         self._rules, self._clock = rules or Rules(), clock
         self._signatures = Signatures(identity, clock.unix_s)
         self._node: Protocol | None = None
+        self._ended_by_us: Protocol | None = None
+        """The last one whose p2pd was ended by `end_daemon`."""
         self._anchors: dict[PeerID, tuple[int, float]] = {}
         """Members that we joined by: their node ids, and until when they are left alone."""
         self.addresses: tuple[str, ...] = ()
@@ -143,13 +145,21 @@ class Dht:
             raise PeerUnreachableError("the DHT is not running here: it is being started again, or has been stopped")
         return self._node
 
-    async def died(self) -> None:
-        """Returns when p2pd has ended, or is not heard any more."""
-        await daemon.ended(self._running.p2p)
+    async def is_alone(self) -> bool:
+        """Do we know no member, and has p2pd no connection, to a client say? PeerUnreachableError if it does not say."""
+        return not (self.num_neighbours or await self._running.connections())
+
+    async def died(self) -> bool:
+        """Returns when p2pd has ended, or is not heard any more. True if `end_daemon` ended it."""
+        node = self._running
+        await daemon.ended(node.p2p)
+        return node is self._ended_by_us
 
     def end_daemon(self) -> None:
         """End p2pd at once, for `died` to return."""
-        self._running.p2p._child.kill()
+        self._ended_by_us = self._running
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            self._running.p2p._child.kill()
 
     async def stop(self) -> None:
         """End p2pd and remove its sockets, within 2 × STOP_S."""
@@ -164,7 +174,7 @@ class Dht:
             async with asyncio.timeout(CONNECT_S):
                 await self._connect(address.peer, [address.transport])
         except (ControlFailure, TimeoutError, ValueError, OSError, asyncio.IncompleteReadError) as error:
-            raise PeerUnreachableError(f"no peer answers at {address}: {_reason(error) or 'no answer in time'}") from None
+            raise PeerUnreachableError(f"no peer answers at {address}: {dialling.reason(error) or 'no answer in time'}") from None
         found = await node.call_ping(peer, validate=not self._client_mode, strict=False)
         if found is None:
             if refusal := self._guard.refusal(address.peer):
@@ -268,11 +278,6 @@ async def _end(node: Protocol) -> None:
         child.kill()
         await child.wait()
     await daemon.forget(node.p2p)
-
-
-def _reason(error: BaseException) -> str:
-    """What p2pd says after the address it dialled last; before that it repeats the peer and its addresses."""
-    return " ".join(str(error).split()).rpartition("] ")[2].removeprefix("dial ")[:200]
 
 
 def _quiet() -> None:

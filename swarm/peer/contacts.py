@@ -26,7 +26,8 @@ class Contacts:
     """Meets other peers for one peer, and meets them again after losses."""
 
     def __init__(self, config: PeerConfig, greeter: Greeter, dht: Dht) -> None:
-        self._config, self._greeter, self._finder, self._dht = config, greeter, greeter.finder, dht
+        self._config, self._greeter, self._finder = config, greeter, greeter.finder
+        self._dht = Unpaused(dht, greeter.prove)
         named = map(PeerAddress.parse, config.bootstrap)
         self.given = tuple(address for address in named if address.peer != greeter.peer_id)  # one list for all nodes
         self.refusal: SwarmError | None = None
@@ -39,7 +40,7 @@ class Contacts:
             has_lan=self._finder.has_lan and not self.given,
             check=greeter.prove,
         )
-        self._joiner = Joiner(Unpaused(dht, greeter.prove), self._sources, self._on_join)
+        self._joiner = Joiner(self._dht, self._sources, self._on_join)
         self._has_met = False
 
     async def keep_joined(self) -> None:

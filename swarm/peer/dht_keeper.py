@@ -93,9 +93,13 @@ class DhtKeeper:
     async def keep_alive(self, come_back: Callable[[], Awaitable[None]]) -> None:
         """Start p2pd again whenever it has ended, and then call `come_back`; until cancelled."""
         while True:
+            is_wanted = False
             with contextlib.suppress(PeerUnreachableError):  # it does not run, since this was ended by a fault of ours
-                await self.dht.died()
-            log.error("the daemon of the DHT (p2pd) has ended; we start it again")
+                is_wanted = await self.dht.died()
+            if is_wanted:
+                log.info("we have ended the daemon of the DHT (p2pd), and start it again")
+            else:
+                log.error("the daemon of the DHT (p2pd) has ended; we start it again")
             await self.dht.stop()
             await self._restart()
             await come_back()

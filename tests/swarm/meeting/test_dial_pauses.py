@@ -10,7 +10,8 @@ from protocols.errors import PeerUnreachableError
 from protocols.ids import peer_id_of
 from swarm.clock import Clock
 from swarm.dht.address import PeerAddress
-from swarm.meeting.dial_pauses import REST_S, Unpaused
+from swarm.dht.dialling import PAUSED, reason
+from swarm.meeting.dial_pauses import LONGEST_REST_S, REST_S, Unpaused
 
 WHERE = PeerAddress("ip4", "192.168.1.7", 4001, peer_id_of(bytes(32)))
 
@@ -19,15 +20,22 @@ WHERE = PeerAddress("ip4", "192.168.1.7", 4001, peer_id_of(bytes(32)))
 class Pausing:
     """A DHT that does not dial."""
 
-    why: str = "no peer answers: backoff"
+    why: str = f"no peer answers: {PAUSED}"
     num_neighbours: int = 0
+    num_clients: int = 0
     is_there: bool = True
+    runs: bool = True
     num_ended: int = 0
     num_checks: int = 0
     now_s: float = 0.0
 
     async def join(self, address: PeerAddress) -> None:
-        raise PeerUnreachableError(self.why)
+        if self.why:
+            raise PeerUnreachableError(self.why)
+        self.num_neighbours = 1
+
+    async def is_alone(self) -> bool:
+        return not (self.num_neighbours or self.num_clients)
 
     async def look_around(self) -> None:
         pass
@@ -38,6 +46,8 @@ class Pausing:
             raise PeerUnreachableError("not there")
 
     def end_daemon(self) -> None:
+        if not self.runs:
+            raise PeerUnreachableError("the DHT is not running here")
         self.num_ended += 1
 
 
@@ -54,8 +64,13 @@ def unpaused_of(dht: Pausing) -> Unpaused:
 
 @pytest.mark.parametrize(
     ("dht", "num_checks"),
-    [(Pausing(is_there=False), 1), (Pausing(num_neighbours=1), 1), (Pausing(why="connection refused"), 0)],
-    ids=["it is not there", "we know others", "it was dialled"],
+    [
+        (Pausing(is_there=False), 1),
+        (Pausing(num_neighbours=1), 1),
+        (Pausing(num_clients=1), 1),
+        (Pausing(why="connection refused"), 0),
+    ],
+    ids=["it is not there", "we know others", "a client is connected", "it was dialled"],
 )
 async def test_it_goes_on_if_another_start_would_not_help(dht: Pausing, num_checks: int) -> None:
     assert await ended(dht, unpaused_of(dht)) == 0
@@ -69,3 +84,47 @@ async def test_a_peer_that_answers_by_grpc_alone_does_not_start_it_all_the_time(
     assert dht.num_checks == 1, "nor is it asked meanwhile"
     dht.now_s = REST_S
     assert await ended(dht, unpaused) == 2
+
+
+async def test_the_rest_grows_while_no_start_brings_a_neighbour() -> None:
+    dht = Pausing()
+    unpaused = unpaused_of(dht)
+    rests_s: list[float] = []
+    for num in range(1, 8):
+        assert await ended(dht, unpaused) == num
+        rest_s = min(REST_S * 2 ** (num - 1), LONGEST_REST_S)
+        dht.now_s += rest_s - 1.0
+        assert await ended(dht, unpaused) == num, "it rests"
+        dht.now_s += 1.0
+        rests_s.append(rest_s)
+    assert rests_s[0] == REST_S and rests_s[-1] == LONGEST_REST_S
+    await ended(dht, unpaused)
+    why, dht.why = dht.why, ""
+    await unpaused.join(WHERE)
+    dht.why, dht.num_neighbours = why, 0
+    dht.now_s += REST_S
+    assert await ended(dht, unpaused) == 9, "a neighbour was met, so it begins with the short rest"
+
+
+async def test_a_start_that_fails_does_not_count() -> None:
+    dht = Pausing(runs=False)
+    unpaused = unpaused_of(dht)
+    with pytest.raises(PeerUnreachableError, match="not running"):
+        await unpaused.join(WHERE)
+    dht.runs = True
+    assert await ended(dht, unpaused) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("failed to dial 12D3: all dials failed\n  * [/ip4/192.168.1.7/tcp/4001] dial backoff", PAUSED),
+        (
+            "failed to dial 12D3: all dials failed\n  * [/ip4/192.168.1.7/tcp/4001] dial tcp4: connection refused",
+            "tcp4: connection refused",
+        ),
+        ("x" * 999, "x" * 200),
+    ],
+)
+def test_what_p2pd_says_of_a_dial_is_a_few_words(said: str, expected: str) -> None:
+    assert reason(ValueError(said)) == expected

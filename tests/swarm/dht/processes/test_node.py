@@ -288,6 +288,27 @@ async def test_a_daemon_that_is_heard_no_more_counts_as_ended() -> None:
             await died
 
 
+async def test_a_daemon_that_we_end_says_so_and_ending_it_again_is_harmless() -> None:
+    async with member() as dht:
+        dht.end_daemon()
+        async with asyncio.timeout(60.0):
+            assert await dht.died()
+            await dht._running.p2p._child.wait()
+        dht.end_daemon()
+        await dht.stop()
+        await dht.start()
+        dht._running.p2p._child.kill()
+        async with asyncio.timeout(60.0):
+            assert not await dht.died(), "this one was not ended by us"
+
+
+async def test_a_member_to_which_a_client_is_connected_is_not_alone() -> None:
+    async with member() as dht, member(client_mode=True) as client:
+        assert await dht.is_alone()
+        await client.join(address_of(dht))
+        assert dht.num_neighbours == 0 and not await dht.is_alone()
+
+
 @contextlib.asynccontextmanager
 async def elsewhere() -> AsyncIterator[PeerAddress]:
     """A member on an event loop of its own, which answers while ours stands still."""
