@@ -9,6 +9,7 @@ the connection that we hold to it closes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import types
 from collections.abc import Coroutine
@@ -18,6 +19,9 @@ import hivemind.p2p.p2p_daemon
 from hivemind.p2p import P2P, P2PDaemonError
 
 T = TypeVar("T")
+
+STOP_S = 1.0
+"""Time that p2pd has to end by itself."""
 
 
 class _View(types.ModuleType):
@@ -56,15 +60,16 @@ def keep_hearing(p2p: P2P) -> None:
 
 
 async def unless_it_ends(p2p: P2P, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives. P2PDaemonError if p2pd ends first: hivemind would wait for its word for ever."""
+    """What `work` gives. P2PDaemonError if p2pd ends first: hivemind would wait for its word for ever. After any error p2pd has ended."""
     doing, over = asyncio.create_task(work), asyncio.create_task(ended(p2p))
     try:
         await asyncio.wait({doing, over}, return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             return doing.result()
-        await p2p.shutdown()
-        await forget(p2p)
         raise P2PDaemonError("it has ended as soon as it had started")
+    except BaseException:
+        await end(p2p)
+        raise
     finally:
         for task in (doing, over):
             task.cancel()
@@ -80,7 +85,20 @@ async def ended(p2p: P2P) -> None:
         exited.cancel()
 
 
-async def forget(p2p: P2P) -> None:
-    """After p2pd has ended: the tasks that spoke with it may have failed, since it is gone. Else asyncio would log that."""
+async def end(p2p: P2P) -> None:
+    """End p2pd and remove its sockets, within STOP_S."""
+    child = p2p._child
+    try:
+        async with asyncio.timeout(STOP_S):
+            await p2p.shutdown()
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+    await _forget(p2p)
+
+
+async def _forget(p2p: P2P) -> None:
+    """The tasks that spoke with it may have failed, since it is gone. Else asyncio would log that."""
     control = p2p._client.control
     await asyncio.gather(control._read_task, control._write_task, return_exceptions=True)

@@ -53,6 +53,7 @@ ANCHOR_REST_S = 60.0
 """Seconds for which one of them that did not answer is left alone."""
 
 STOP_S = 1.0
+"""Time that our part in the DHT has to end, before p2pd does."""
 
 
 class Dht:
@@ -96,13 +97,10 @@ class Dht:
         try:
             node = await asyncio.shield(creating)
         except asyncio.CancelledError:  # half a second more, or p2pd would outlive us
-            with contextlib.suppress(ConfigError):
+            with contextlib.suppress(Exception):  # whatever it says, p2pd has ended then
                 await _end(await creating)
             raise
         self._node, self._guard.connect = node, self._connect
-        with contextlib.suppress(ValueError):  # nowhere, if we do not listen
-            found = [str(address).split("/p2p/")[0] for address in await node.p2p.get_visible_maddrs(latest=True)]
-            self.addresses = tuple(address for address in found if "/tcp/" in address)
 
     async def _create(self) -> Protocol:
         try:
@@ -124,6 +122,9 @@ class Dht:
             raise ConfigError(f"the daemon of the DHT (p2pd) does not start at {self._listen}: {error}") from None
 
     async def _begin(self, p2p: P2P) -> Protocol:
+        with contextlib.suppress(ValueError):  # nowhere, if we do not listen
+            found = [str(address).split("/p2p/")[0] for address in await p2p.get_visible_maddrs(latest=True)]
+            self.addresses = tuple(address for address in found if "/tcp/" in address)
         shelf = Shelf(self._rules.rng, self._clock.unix_s, self._rules.has_met)
         return await Protocol.start(
             p2p, shelf, self._signatures, self._rules, client_mode=self._client_mode, guard=self._guard, clock=self._clock
@@ -162,7 +163,7 @@ class Dht:
             self._running.p2p._child.kill()
 
     async def stop(self) -> None:
-        """End p2pd and remove its sockets, within 2 × STOP_S."""
+        """End p2pd and remove its sockets, within STOP_S and as long again for p2pd."""
         node, self._node = self._node, None
         if node:
             await _end(node)
@@ -270,14 +271,7 @@ async def _end(node: Protocol) -> None:
     with contextlib.suppress(Exception):  # whatever it says, the daemon ends next
         async with asyncio.timeout(STOP_S):
             await node.shutdown()
-    child = node.p2p._child
-    try:
-        async with asyncio.timeout(STOP_S):
-            await node.p2p.shutdown()
-    except TimeoutError:
-        child.kill()
-        await child.wait()
-    await daemon.forget(node.p2p)
+    await daemon.end(node.p2p)
 
 
 def _quiet() -> None:

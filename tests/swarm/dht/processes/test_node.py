@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 from hivemind.dht.routing import DHTID
-from hivemind.p2p import PeerID
+from hivemind.p2p import P2P, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.serializer import MSGPackSerializer
 
@@ -307,6 +309,25 @@ async def test_a_member_to_which_a_client_is_connected_is_not_alone() -> None:
         assert await dht.is_alone()
         await client.join(address_of(dht))
         assert dht.num_neighbours == 0 and not await dht.is_alone()
+
+
+@pytest.mark.parametrize("is_stuck", [False, True])
+async def test_a_start_that_fails_leaves_no_daemon(is_stuck: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that is stuck keep it waiting."""
+    children: list[asyncio.subprocess.Process] = []
+
+    async def fails(p2p: P2P, **_: object) -> None:
+        children.append(p2p._child)
+        if is_stuck:
+            p2p._child.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, p2p._child.pid, os.WSTOPPED | os.WNOWAIT)  # noqa: ASYNC222  at once
+        raise OverflowError("a fault of ours")
+
+    monkeypatch.setattr(P2P, "get_visible_maddrs", fails)
+    with pytest.raises(OverflowError):
+        async with member():
+            pass
+    assert children[0].returncode == (-signal.SIGKILL if is_stuck else 0)
 
 
 @contextlib.asynccontextmanager
