@@ -30,9 +30,12 @@ class Snapshot:
     taken_s: float
     """Unix time."""
 
+    withdrawn: frozenset[PeerId] = frozenset()
+    """Peers that have announced this model, and said since that this no longer holds."""
+
 
 async def of_entries(model: str, entries: Mapping[PeerId, SignedEntry], now_s: float) -> Snapshot:
-    """What peers say of a model, by author, signatures checked already. What does not parse is left out, and so is a withdrawal.
+    """What peers say of a model, by author, signatures checked already. What does not parse is left out.
 
     A record takes 0.1 ms to read, and there may be 2,000, so the event loop has a turn in between.
     """
@@ -42,7 +45,8 @@ async def of_entries(model: str, entries: Mapping[PeerId, SignedEntry], now_s: f
             await asyncio.sleep(0)
         if record := _read(peer, entry):
             records.append(record)
-    return Snapshot(model, tuple(records), now_s)
+    withdrawn = frozenset(peer for peer, entry in entries.items() if not entry.payload)
+    return Snapshot(model, tuple(records), now_s, withdrawn)
 
 
 async def counted(entries: Mapping[PeerId, SignedEntry], has_met: Callable[[PeerId], bool]) -> dict[str, int]:

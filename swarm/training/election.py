@@ -19,7 +19,7 @@ from protocols.leases import LeaseAnswer, LeaseRequest
 from protocols.records import PeerRecord
 from swarm.asking import answers
 from swarm.rpc.pool import ChannelPool
-from swarm.training.members import Directory
+from swarm.training.known_records import Directory
 
 log = logging.getLogger(__name__)
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from protocols import services
-from protocols.errors import DeadlineError, PeerUnreachableError, SwarmError
+from protocols.errors import DeadlineError, NoRouteError, SwarmError
 from protocols.groups import Member
 from protocols.held import Held, whole_versions
 from protocols.ids import ModelId, PeerId, Span, short_peer
@@ -28,6 +26,7 @@ from swarm.asking import answers
 from swarm.awake import STOPPED_S
 from swarm.clock import SYSTEM, Clock
 from swarm.rpc.pool import ChannelPool
+from swarm.training.known_records import Directory, KnownRecords
 from swarm.training.progress import Progress
 from swarm.training.route_choice import Leg, StageLoad
 
@@ -44,17 +43,6 @@ RECORDS_S = 2.0
 
 MAX_SILENCE_S = 24.0
 """Longest time until a stage that has not answered is asked again."""
-
-
-class Peers(Protocol):
-    @property
-    def peers(self) -> tuple[PeerRecord, ...]: ...
-
-
-class Directory(Protocol):
-    """`swarm.directory.directory.Directory`, or the one that asks by gRPC."""
-
-    async def snapshot(self, model: str) -> Peers: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -179,11 +167,10 @@ class Members:
         """num_blocks: of the whole model; what stages say of units that it has not is ignored. None: not known. me: this peer, which is
         left out: it does not call itself."""
         self.run, self.pool, self.units = run, pool, frozenset(() if num_blocks is None else all_units(num_blocks))
-        self._directory, self._me, self._clock, self._silences = directory, me, clock, Silences(clock)
+        self._clock, self._silences = clock, Silences(clock)
         self._stages: dict[PeerId, Stage] = {}
-        self._records: Sequence[PeerRecord] = ()
-        self._read_s = -math.inf
-        """When the records were read; they are read anew after RECORDS_S, or at once if a stage has gone, or none is known."""
+        self._records = KnownRecords(run, directory, me, clock)
+        """They are read anew after RECORDS_S, or at once if a stage has gone, or none is known."""
 
     @property
     def num_blocks(self) -> int:
@@ -202,30 +189,34 @@ class Members:
     def leave_out(self, peer: PeerId) -> None:
         """It broke a call: it takes no part until `look` finds that it answers."""
         if self._stages.pop(peer, None) is not None:
-            self._read_s = -math.inf
+            self._records.outdate()
 
     async def look(self, *, is_anew: bool = False) -> Sequence[Stage]:
-        """Ask every stage how far it is, and keep those that answer. is_anew: read the directory first, though it was read a moment ago."""
-        records = [
-            record
-            for record in await self._read(RECORDS_S * (not is_anew))
-            if any(role.kind == "stage" for role in record.roles_of(self.run.digest))
-        ]
+        """Ask every stage how far it is, and keep those that answer; none, if the directory never could be asked.
+
+        is_anew: read the directory first, though it was read a moment ago.
+        """
+        try:
+            known = await self._records.read(RECORDS_S * (not is_anew))
+        except NoRouteError as error:
+            log.warning("%s", error)
+            known = ()
+        records = [record for record in known if any(role.kind == "stage" for role in record.roles_of(self.run.digest))]
         found = {
             record.peer: stage
             async for record, status in answers(records, self._ask)
             if status is not None and (stage := self._stage(record, status)) is not None
         }
         if not found or not self._stages.keys() <= found.keys():
-            self._read_s = -math.inf
+            self._records.outdate()
         self._stages = found
         return self.stages
 
     async def look_at_all(self) -> list[Holder]:
-        """All other peers that give the state of units, with what they have: stages, and keepers of checkpoints."""
-        records = [
-            record for record in await self._read(0.0) if {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS
-        ]
+        """All other peers that give the state of units, with what they have: stages, and keepers of checkpoints. NoRouteError if the
+        directory never could be asked: nothing is known of them."""
+        known = await self._records.read(0.0)
+        records = [record for record in known if {role.kind for role in record.roles_of(self.run.digest)} & HOLDERS]
         return [
             Holder(
                 record=record,
@@ -258,18 +249,6 @@ class Members:
         """None if it trains no block (any more): no route leads there."""
         own = tuple(one for one in status.units if not self.units or one.unit in self.units)
         return Stage(record, replace(status, units=own)) if any(isinstance(one.unit, Blocks) for one in own) else None
-
-    async def _read(self, max_age_s: float) -> Sequence[PeerRecord]:
-        """What the directory says, or has said so many seconds ago, or last if it cannot be asked."""
-        now_s = self._clock.now_s()
-        if now_s - self._read_s >= max_age_s:
-            try:
-                found = (await self._directory.snapshot(self.run.name)).peers
-            except PeerUnreachableError as error:  # our DHT is being started again: the stages are where they were
-                log.warning("the directory cannot be asked for the stages of %s now: %s", self.run.name, error)
-                return self._records
-            self._records, self._read_s = [record for record in found if record.peer != self._me], now_s
-        return self._records
 
     async def _ask(self, record: PeerRecord, *, is_again: bool = False) -> RunStatus | None:
         if self._silences.is_silent(record):

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from protocols import services
-from protocols.errors import SwarmError
+from protocols.errors import NoRouteError, SwarmError
 from protocols.ids import short_peer
 from protocols.kept import Kept, Restore
 from swarm.clock import Clock
@@ -56,7 +56,7 @@ class Recovery:
         checkpoint that is later than what they have, and, if a unit is lost, until all have gone back."""
         is_called_back = False
         while True:
-            holders = await self._members.look_at_all()
+            holders = await self._look()
             match await self._judge(holders):
                 case None:
                     name = self._members.run.name
@@ -89,9 +89,18 @@ class Recovery:
             if self._members.covers(version):
                 covered_s = self._clock.now_s()
             elif self._clock.now_s() - covered_s >= GRACE_S:
-                verdict = await self._judge(await self._members.look_at_all())
+                verdict = await self._judge(await self._look())
                 if verdict not in (None, Going(version=version)):
                     return
+
+    async def _look(self) -> list[Holder]:
+        """All that answer; it waits until the directory can be asked for the first time."""
+        while True:
+            try:
+                return await self._members.look_at_all()
+            except NoRouteError as error:
+                self._on_wait(f"{error}; trying again")
+            await asyncio.sleep(LOOK_S)
 
     async def _judge(self, holders: list[Holder]) -> Verdict | None:
         kept = all_kept(holders, await self._own_kept())

@@ -23,7 +23,7 @@ from node.hardware import free_memory_bytes
 from node.runs.stage.buddy_copies import BuddyCopies, Forms
 from node.runs.stage.hold_turns import HoldTurns
 from node.training.run_units import RunUnits
-from protocols.errors import BadRequestError, OverloadedError, VersionMismatchError
+from protocols.errors import BadRequestError, NoRouteError, OverloadedError, VersionMismatchError
 from protocols.held import MAX_HELD, Held, Hold, whole_versions
 from protocols.ids import PeerId, short_peer
 from protocols.kept import Kept
@@ -205,9 +205,9 @@ class Holding:
     async def _settle(self, one: _Version) -> None:
         """Once all stages are done, hold this version alone; or the older one if they do not have this one together any more."""
         while len(self._versions) > 1:
-            holders = await self._members.look_at_all()
-            if one.is_done_by_all(holders):
-                is_whole = one.is_whole(holders)
+            holders = await self._look()
+            is_whole = one.is_whole(holders)
+            if one.is_done_by_all(holders) and (holders or is_whole):  # if no other is heard, nothing is known of them
                 for gone in [other for other in self._versions.values() if (other is one) is not is_whole]:
                     self._drop(gone)
                 return
@@ -215,13 +215,21 @@ class Holding:
 
     async def _becomes_whole(self, one: _Version) -> bool:
         ends_s = self._clock.now_s() + WHOLE_S
-        while not one.is_whole(await self._members.look_at_all()):
+        while not one.is_whole(await self._look()):
             if self._clock.now_s() >= ends_s:
                 return False
             await asyncio.sleep(LOOK_S)
         return True
 
     # --- help
+
+    async def _look(self) -> list[Holder]:
+        """Others that answer; none while the directory never could be asked."""
+        try:
+            return await self._members.look_at_all()
+        except NoRouteError as error:
+            log.info("%s", error)
+            return []
 
     def _keep_only(self, is_kept: Callable[[_Version], bool]) -> None:
         for one in [one for one in self._versions.values() if not is_kept(one)]:

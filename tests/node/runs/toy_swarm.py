@@ -124,6 +124,10 @@ class Book:
     def peers(self) -> tuple[PeerRecord, ...]:
         return tuple(one for one in self.records.values() if not self.is_torn or one.roles[0].kind != "trainer")
 
+    @property
+    def withdrawn(self) -> frozenset[PeerId]:
+        return frozenset()
+
     async def snapshot(self, model: str) -> Book:
         return self
 

@@ -40,6 +40,7 @@ from protocols.runs import RunSpec
 from protocols.services import Method
 from protocols.units import Blocks, Ends, Unit
 from swarm.clock import SYSTEM, Clock
+from swarm.directory.snapshot import Snapshot
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
 from swarm.training.closing import Closing
 from swarm.training.coordinator import Coordinator, Step
@@ -66,8 +67,8 @@ class Folder:
 
     path: Path
 
-    async def snapshot(self, model: str) -> SimpleNamespace:
-        return SimpleNamespace(peers=tuple(PeerRecord.parse(file.read_bytes()) for file in sorted(self.path.glob("*.record"))))
+    async def snapshot(self, model: str) -> Snapshot:
+        return Snapshot(model, tuple(PeerRecord.parse(file.read_bytes()) for file in sorted(self.path.glob("*.record"))), 0.0)
 
     def announce(self, record: PeerRecord) -> None:
         scratch = self.path / f"{record.peer}.new"

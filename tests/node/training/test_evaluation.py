@@ -7,7 +7,6 @@ import dataclasses
 import random
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from protocols.errors import NoRouteError, VersionMismatchError
 from protocols.records import PeerRecord
 from protocols.roles import Role
 from protocols.units import Ends
+from swarm.directory.snapshot import Snapshot
 from swarm.rpc import ChannelPool
 from swarm.training.evaluation import Evaluation
 from swarm.training.members import Members
@@ -34,8 +34,8 @@ class OneSnapshot:
 
     nodes: list[TrainingNode]
 
-    async def snapshot(self, model: str) -> Any:
-        return dataclasses.make_dataclass("Peers", ["peers"])(tuple(_record(node) for node in self.nodes))
+    async def snapshot(self, model: str) -> Snapshot:
+        return Snapshot(model, tuple(_record(node) for node in self.nodes), 0.0)
 
 
 def _record(node: TrainingNode) -> PeerRecord:

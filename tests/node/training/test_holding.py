@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from protocols.errors import BadRequestError, OverloadedError, VersionMismatchError
+from node.runs.stage import holding
+from protocols.errors import BadRequestError, OverloadedError, PeerUnreachableError, VersionMismatchError
 from protocols.held import Hold
 from protocols.ids import PeerId, Span
 from protocols.kept import Kept
 from protocols.units import Unit
 from swarm.clock import SYSTEM, Clock
+from swarm.directory.snapshot import Snapshot
+from swarm.training.members import Holder
 from swarm.training.snapshot import UnitSnapshot
 from tests.node.training.exact_stage import ALL_UNITS, NUM_BLOCKS, RUN, ExactStage, bits, forms, spec_of
 from tests.node.training.processes.exact_swarm import SPANS, draw
@@ -208,3 +211,66 @@ async def test_versions_are_held_when_it_is_time_and_the_older_one_goes_when_the
         await trainer.close()
         for node in nodes:
             await node.stop()
+
+
+async def test_a_stage_that_hears_nobody_drops_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has lost the swarm for a moment: that the others have the newer version together is not refuted."""
+    now_s, is_deaf, num_deaf = [0.0], False, 0
+    async with stages(tmp_path, *(Span(*span) for span in SPANS), clock=Clock(now_s=lambda: now_s[0])) as nodes:
+        first, other = nodes
+        await hold(nodes, step(first, other))
+        look = first.members.look_at_all
+
+        async def be_deaf(*_: object) -> list[Unit]:
+            nonlocal is_deaf
+            is_deaf = True
+            return []
+
+        async def look_if_not_deaf() -> list[Holder]:
+            nonlocal num_deaf
+            num_deaf += is_deaf
+            return [] if is_deaf else await look()
+
+        monkeypatch.setattr(holding, "LOOK_S", 0.01)
+        monkeypatch.setattr(first.holding._copies, "fetch", be_deaf)
+        monkeypatch.setattr(first.members, "look_at_all", look_if_not_deaf)
+        now_s[0] += 60.0
+        second = step(first, other)
+        await tell(nodes, second)
+        await until(lambda: num_deaf >= 3)
+        assert versions(first) == [1, 2]
+        is_deaf = False
+        await until(lambda: all(versions(node) == [2] for node in nodes))
+
+
+async def test_a_stage_does_not_begin_before_it_could_ask_for_others(tmp_path: Path) -> None:
+    """Its p2pd is being started again, say: at its old version it would take part in nothing, and others would find it."""
+    async with stages(tmp_path, ALL) as (ahead,):
+        step(ahead)
+        folder = SilentFolder(tmp_path)
+        late = RunNode(RUN, spec_of(9), ExactStage(ALL, NUM_BLOCKS), NUM_BLOCKS, folder, forms=forms)
+        try:
+            starting = asyncio.create_task(late.start())
+            await until(lambda: any("not known yet: no answer" in event.text for event in late.events))
+            assert not starting.done()
+            folder.is_silent.clear()
+            await starting
+            assert late.units.version == 1
+        finally:
+            await late.stop()
+
+
+class SilentFolder(Folder):
+    """It cannot be asked as long as `is_silent` is set."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        object.__setattr__(self, "is_silent", asyncio.Event())
+        self.is_silent.set()
+
+    is_silent: asyncio.Event
+
+    async def snapshot(self, model: str) -> Snapshot:
+        if self.is_silent.is_set():
+            raise PeerUnreachableError("no answer")
+        return await super().snapshot(model)

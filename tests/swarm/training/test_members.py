@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from protocols import services
-from protocols.errors import DeadlineError
+from protocols.defaults import RECORD_LIFE_S
+from protocols.errors import DeadlineError, NoRouteError, PeerUnreachableError
 from protocols.identity import from_seed
-from protocols.ids import ModelId
+from protocols.ids import ModelId, PeerId
 from protocols.parts_of_units import parts_of
 from protocols.records import PeerRecord
 from protocols.roles import Role
@@ -19,7 +19,10 @@ from protocols.run_status import RunStatus, UnitStatus
 from protocols.units import Blocks, Unit
 from swarm.awake import STOPPED_S
 from swarm.clock import Clock
+from swarm.directory.snapshot import Snapshot
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
+from swarm.training import known_records
+from swarm.training.known_records import KnownRecords
 from swarm.training.members import RECORDS_S, STATUS_S, Members
 
 RUN = ModelId("toy", "ab" * 32)
@@ -35,10 +38,15 @@ class OneStage:
     """By the trainer's clock: the first questions are answered so late, after their deadline."""
     now_s: float = 0.0
     peers: tuple[PeerRecord, ...] = field(default=())
+    withdrawn: frozenset[PeerId] = frozenset()
+    is_down: bool = False
+    """p2pd is being started again."""
 
-    async def snapshot(self, model: str) -> SimpleNamespace:
+    async def snapshot(self, model: str) -> Snapshot:
         self.num_read += 1
-        return SimpleNamespace(peers=self.peers)
+        if self.is_down:
+            raise PeerUnreachableError("the DHT is not running here")
+        return Snapshot(model, self.peers, 0.0, self.withdrawn)
 
     async def status(self, request: bytes, call: Call) -> bytes:
         if self.late_s:
@@ -113,3 +121,51 @@ async def test_a_trainer_that_was_stopped_itself_asks_again(stage: tuple[OneStag
     one.late_s = [2 * STATUS_S, 2 * STATUS_S, 0.0]
     assert not await members.look(), "once only"
     assert len(one.late_s) == 1
+
+
+async def test_a_directory_that_shows_nobody_yet_makes_no_stage_unknown(stage: tuple[OneStage, Members]) -> None:
+    """p2pd has been started again, and no member of the DHT is joined yet: its routing table is empty."""
+    one, members = stage
+    (record,) = one.peers
+    assert [holder.record for holder in await members.look_at_all()] == [record]
+    one.is_down = True
+    assert [holder.record for holder in await members.look_at_all()] == [record]
+    one.is_down, one.peers = False, ()
+    one.now_s += RECORD_LIFE_S / 2
+    assert [holder.record for holder in await members.look_at_all()] == [record]
+    assert [found.record for found in await members.look(is_anew=True)] == [record]
+    one.now_s += RECORD_LIFE_S / 2
+    assert not await members.look_at_all(), "its record would have expired"
+
+
+async def test_a_stage_that_has_withdrawn_is_not_asked(stage: tuple[OneStage, Members]) -> None:
+    one, members = stage
+    (known,) = await members.look_at_all()
+    one.peers, one.withdrawn = (), frozenset((known.record.peer,))
+    assert not await members.look_at_all()
+
+
+async def test_nobody_is_known_to_be_there_before_the_directory_was_read(stage: tuple[OneStage, Members]) -> None:
+    """A stage that begins would take it for a run without other stages."""
+    one, members = stage
+    one.is_down = True
+    with pytest.raises(NoRouteError, match=r"the peers of toy are not known yet: the DHT"):
+        await members.look_at_all()
+    assert not await members.look()
+    one.is_down = False
+    assert len(await members.look_at_all()) == 1
+
+
+async def test_records_that_are_shown_no_more_are_bounded(
+    stage: tuple[OneStage, Members], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Identities cost nothing: a peer may announce others at each look."""
+    monkeypatch.setattr(known_records, "MAX_ENTRIES", 3)
+    one, _ = stage
+    (record,) = one.peers
+    known = KnownRecords(RUN, one, None, Clock(now_s=lambda: one.now_s))
+    made_up = [replace(record, peer=from_seed(bytes([number]) * 32).peer_id) for number in range(4)]
+    for peers in ((made_up[0],), (made_up[1], record), tuple(made_up[2:])):
+        one.peers = peers
+        shown = await known.read(0.0)
+    assert [one.peer for one in shown] == [one.peer for one in (record, *made_up[2:])]
