@@ -184,5 +184,5 @@ class Shelf:
 
 
 def _holds(entry: SignedEntry, now_s: float) -> bool:
-    """Not expired, nor from a time to come: our clock was set back then, and no peer would believe the entry."""
+    """It has not expired. If it lasts longer than any entry may, our clock was set back meanwhile, and no peer would take it."""
     return now_s < entry.expires_s <= now_s + MAX_LIFE_S

@@ -82,7 +82,7 @@ class TextOut:
         self.text = ""
         """All that was written."""
         self.newest = ""
-        """Text that the last token has made certain, also what no one gets."""
+        """Text that the last token has made certain; parts of it may not be written, such as thoughts and stop texts."""
         self.is_thinking = False
         """What came last is a thought, and no text."""
         self.stopped_by: str | None = None
