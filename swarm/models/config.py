@@ -15,7 +15,7 @@ from swarm.models.skeleton import causal_config
 
 
 def check_type(raw: Mapping[str, Any], where: str) -> str:
-    """The model type; ModelNotSupportedError if this transformers does not know it."""
+    """The model type; CheckpointError if there is none, ModelNotSupportedError if this transformers does not know it."""
     kind = raw.get("model_type")
     if kind is None:
         raise CheckpointError(f"{where} names no model_type, as the config of every model does; download it again")

@@ -134,8 +134,8 @@ async def test_without_a_spare_the_error_names_the_blocks_and_what_would_help(sw
     last = await swarm.serve(2, 4)
     session = swarm.session()
     await ask(session, (), [1], random_tokens(1))
-    await last.kill()
     hurry(session, 1.5)
+    await last.kill()
     with pytest.raises(NoRouteError, match=r"blocks 2:4.*swarm node toy --blocks 2:4"):
         await ask(session, (), [1], random_tokens(1))
     await session.close()

@@ -170,7 +170,7 @@ def test_pickled_weights_are_never_loaded(sharded: Path) -> None:
         ({"_attn_implementation": "stranger/kernel"}, ModelNotSupportedError, "stranger/kernel"),
         ({"kernel_config": {"a": "b"}}, ModelNotSupportedError, "kernel_config"),
         ({"model_type": "perceptron"}, ModelNotSupportedError, "perceptron"),
-        ({"model_type": None}, ModelNotSupportedError, "None"),
+        ({"model_type": None}, CheckpointError, "names no model_type"),
         ({"model_type": "zamba"}, SwarmError, "zamba|shar"),
     ],
 )
