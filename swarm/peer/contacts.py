@@ -60,12 +60,16 @@ class Contacts:
         await self._joiner.settled(min(timeout_s, NEIGHBOUR_S))
 
     async def rejoin(self) -> None:
-        """Our daemon has been started again: join by every peer that we know of; if we have not met any, as at the start."""
+        """Our daemon has been started again: join by every peer that we know of, all at once; if we have not met any, as at the start."""
         if not self._joiner.has_joined:
             return self._joiner.ask_now()
-        for address in dict.fromkeys((*self.given, *self._finder.remembered())):
-            with contextlib.suppress(SwarmError):  # silent, or it does not take us
-                await self._dht.join(address)
+        async with asyncio.TaskGroup() as joins:
+            for address in dict.fromkeys((*self.given, *self._finder.remembered())):
+                joins.create_task(self._try(address))
+
+    async def _try(self, address: PeerAddress) -> None:
+        with contextlib.suppress(SwarmError):  # silent, or it does not take us
+            await self._dht.join(address)
 
     async def tell_and_hear_neighbours(self, announced: tuple[str, ...]) -> None:
         """A node announces itself, and listens if no peer was named.

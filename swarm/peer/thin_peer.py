@@ -82,12 +82,14 @@ class ThinPeer(Greeter):
         await self.close()
 
     async def close(self) -> None:
-        """Let go of every connection, and write down who has answered: the given peers may be gone the next time."""
-        await self._tasks.stop()
-        self.finder.write_down()
-        await self.directory.close()
-        await self.pool.close()
-        self._held.close()
+        """Write down who has answered, since the given peers may be gone the next time, and let go of every connection, whatever fails
+        before."""
+        async with contextlib.AsyncExitStack() as last_first:
+            last_first.callback(self._held.close)
+            last_first.push_async_callback(self.pool.close)
+            last_first.push_async_callback(self.directory.close)
+            last_first.callback(self.finder.write_down)
+            last_first.push_async_callback(self._tasks.stop)
 
     def _may_be_seen(self, peer: PeerId) -> bool:
         return self.gate.access.may_be_seen(peer)
