@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ from swarm.places import is_place, name_in_swarm
 from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_tensors
-from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, look_elsewhere, open_cache
+from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, look_elsewhere, once_readable, open_cache
 from swarm.weights.naming import Naming
 from swarm.weights.ranking import ranked
 from swarm.weights.reputation import Reputation
@@ -85,7 +85,8 @@ class ModelSource:
         name, served = self._config.model, ""
         if not is_place(name):
             self._cache = await self._from_swarm()
-            served = "" if self._cache else await look_elsewhere(self._peer.directory, name, self._peer.clocks.fault)
+            peer = self._peer
+            served = "" if self._cache else await once_readable(lambda: look_elsewhere(peer.directory, name, peer.clocks.fault))
         if self._cache is None:
             return await self._from_directory(served)
         checkpoint = await asyncio.to_thread(open_checkpoint, self._cache.directory)
@@ -133,10 +134,13 @@ class ModelSource:
         return await open_cache(root, Found(model=model, records=()), self._peer.pool, reputation=self._reputation)
 
     async def _look_up(self) -> Found | None:
-        found = await find_in_swarm(self._peer.directory, self._config.model, self._naming)
+        def look() -> Awaitable[Found | None]:
+            return find_in_swarm(self._peer.directory, self._config.model, self._naming)
+
+        found = await once_readable(look)
         if found is None and self._config.peers:
             await asyncio.sleep(LOOK_AGAIN_S)
-            found = await find_in_swarm(self._peer.directory, self._config.model, self._naming)
+            found = await once_readable(look)
         return found
 
     # --- tensors

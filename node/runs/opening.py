@@ -7,7 +7,7 @@ take the manifest that the swarm has; one who has the run file as well compares 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from swarm.models.config import config_from_json
 from swarm.peer.peer import Peer
 from swarm.places import expanded
 from swarm.weights.cache import ModelCache
-from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, open_cache
+from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, once_readable, open_cache
 from swarm.weights.naming import Naming
 from swarm.weights.shelf import Shelf
 
@@ -169,10 +169,13 @@ class RunOpener:
         return run
 
     async def _find(self, name: str) -> Found | None:
-        found = await find_in_swarm(self._peer.directory, name, self._naming)
+        def look() -> Awaitable[Found | None]:
+            return find_in_swarm(self._peer.directory, name, self._naming)
+
+        found = await once_readable(look)
         for pause_s in LOOKS_S if found is None and self._peer.num_neighbours else ():
             await asyncio.sleep(pause_s)
-            if found := await find_in_swarm(self._peer.directory, name, self._naming):
+            if found := await once_readable(look):
                 break
         return found
 

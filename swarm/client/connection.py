@@ -47,7 +47,7 @@ from swarm.suggestion import NodeCommand
 from swarm.thin import model_lookup
 from swarm.waiting import Waits
 from swarm.weights import served
-from swarm.weights.lookup import look_elsewhere, open_cache
+from swarm.weights.lookup import look_elsewhere, once_readable, open_cache
 from swarm.weights.naming import Naming
 
 if TYPE_CHECKING:
@@ -165,9 +165,10 @@ async def _connect_by_name(
     shared = await _meet(pool, settings)
     try:
         peer = shared.started.result()
-        found = await ends_from_peers(peer, name, settings.data_dir / "weights", settings.naming(peer), settings.waits)
+        timeout_s = settings.route_timeout_s
+        found = await ends_from_peers(peer, name, settings.data_dir / "weights", settings.naming(peer), settings.waits, timeout_s)
         if found is None:
-            return await look_elsewhere(peer.directory, name, peer.clocks.fault)
+            return await once_readable(lambda: look_elsewhere(peer.directory, name, peer.clocks.fault), timeout_s)
         cache, checkpoint = found
         try:
             backend = await _join(loop, pool, cache.model, cache.manifest, checkpoint.num_blocks, settings, settings.hosting())

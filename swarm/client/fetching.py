@@ -21,7 +21,7 @@ from swarm.models.loading import stored_names
 from swarm.waiting import Waits
 from swarm.weights.cache import ModelCache
 from swarm.weights.fetch import fetch_tensors
-from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, open_cache
+from swarm.weights.lookup import Found, find_in_cache, find_in_swarm, once_readable, open_cache
 from swarm.weights.naming import Naming
 from swarm.weights.ranking import ranked
 from swarm.weights.reputation import Reputation
@@ -38,18 +38,19 @@ class InTrainingError(ModelNotSupportedError):
 
 
 async def ends_from_peers(
-    peer: AnyPeer, name: str, root: Path, naming: Naming, waits: Waits
+    peer: AnyPeer, name: str, root: Path, naming: Naming, waits: Waits, route_timeout_s: float
 ) -> tuple[ModelCache, Checkpoint] | None:
     """The model that `name` (or NAME@DIGEST) stands for in the swarm, with embedding and head on this disk. None if no peer serves it
     and it was never fetched. The caller closes the cache once it has loaded.
 
-    root: where fetched models are kept. Raises InTrainingError (its ends change from version to version).
+    root: where fetched models are kept. route_timeout_s: how long the directory is asked again that cannot be asked.
+    Raises InTrainingError (its ends change from version to version).
     Also ModelNotFoundError (several fit), ModelMismatchError (the name meant others before),
     NoRouteError (no peer gives them), DiskFullError.
     """
     reputation = Reputation(peer.pool.is_connected)
     with waits.on(waiting.JOINING):
-        found = await find_in_swarm(peer.directory, name, naming)
+        found = await once_readable(lambda: find_in_swarm(peer.directory, name, naming), route_timeout_s)
     if found is None:
         cached = await asyncio.to_thread(find_in_cache, root, name, naming)
         if cached is None:

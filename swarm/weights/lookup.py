@@ -6,12 +6,13 @@ It is a full peer's directory, or one that asks by gRPC.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from protocols.errors import NoRouteError
+from protocols.defaults import ROUTE_TIMEOUT_S
+from protocols.errors import NoRouteError, PeerUnreachableError
 from protocols.ids import ModelId
 from protocols.records import PeerRecord
 from protocols.weights import Manifest
@@ -27,6 +28,11 @@ from swarm.weights.reputation import Reputation
 
 MAX_NAMES = 64
 """Names whose peers are looked at for a digest without a name."""
+
+READ_AGAIN_S = 0.5
+"""Seconds until a directory that cannot be asked is asked again."""
+
+T = TypeVar("T")
 
 
 class Peers(Protocol):
@@ -51,6 +57,20 @@ class Found:
     """All who announce it, whatever their weights."""
     note: str = ""
     """What to tell about other weights under the same name."""
+
+
+async def once_readable(look: Callable[[], Awaitable[T]], timeout_s: float = ROUTE_TIMEOUT_S) -> T:
+    """What `look` finds, which is called again while our directory cannot be asked: p2pd is being started again, say. After so long,
+    PeerUnreachableError, with the reason."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + timeout_s
+    while True:
+        try:
+            return await look()
+        except PeerUnreachableError as error:
+            if loop.time() >= ends_at:
+                raise PeerUnreachableError(f"the directory could not be asked for {timeout_s:.0f} s: {error}") from error
+        await asyncio.sleep(min(READ_AGAIN_S, max(0.0, ends_at - loop.time())))
 
 
 async def find_in_swarm(directory: Directory, text: str, naming: Naming) -> Found | None:

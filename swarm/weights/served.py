@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
-from protocols.errors import ModelMismatchError, NoRouteError, SwarmError
+from protocols.errors import ModelMismatchError, NoRouteError, PeerUnreachableError, SwarmError
 from protocols.hosted import Hosted
 from protocols.ids import ModelId, short_peer
 from protocols.records import PeerRecord
@@ -69,13 +69,14 @@ async def wait_until_served(
 ) -> list[Hosted]:
     """The blocks that are served of exactly this model. slot: where is said that none is yet.
 
-    Raises ModelMismatchError at once if the name is served with other weights only, NoRouteError if no node serves it in time.
+    A directory that cannot be asked, as while p2pd is started again, is asked again. Raises ModelMismatchError at once if the name is
+    served with other weights only, NoRouteError if no node serves it in time.
     """
     loop = asyncio.get_running_loop()
     slot, since_s = slot or Waits().slot(), time.monotonic()
     ends_at = loop.time() + route_timeout_s
     while True:
-        found = served((await directory.snapshot(model.name)).peers, model.name)
+        found, reason = await _look(directory, model)
         ours = [one for _, one in found if one.weights == Weights(model)]
         others = [(peer, one) for peer, one in found if one.weights.model.digest != model.digest]
         if ours:
@@ -86,11 +87,19 @@ async def wait_until_served(
             raise await _mismatch(pool, model, manifest, others)
         if loop.time() >= ends_at:
             raise NoRouteError(
-                f"no peer serves {model.name} (waited {route_timeout_s:.0f} s); "
+                f"no peer serves {model.name} (waited {route_timeout_s:.0f} s{reason}); "
                 f"check the name and --peer, or host it: {hosting.text(model.name)}"
             )
         slot.set(waiting.looking_up(model.name, since_s, route_timeout_s))
         await asyncio.sleep(min(ASK_AGAIN_S, max(0.0, ends_at - loop.time())))
+
+
+async def _look(directory: Directory, model: ModelId) -> tuple[list[tuple[PeerRecord, Hosted]], str]:
+    """What is served by the name, or why that cannot be told."""
+    try:
+        return served((await directory.snapshot(model.name)).peers, model.name), ""
+    except PeerUnreachableError as error:
+        return [], f"; last failure: {error}"
 
 
 async def _mismatch(
