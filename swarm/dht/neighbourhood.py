@@ -16,6 +16,7 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID
 from hivemind.p2p import PeerID
 
+from swarm import recent
 from swarm.clock import Clock
 
 BUCKET_SIZE = 20
@@ -87,10 +88,7 @@ class Neighbourhood(DHTProtocol):  # type: ignore[misc]
             await self.update_routing_table(node_id, peer)
 
     def _note(self, book: dict[PeerID, float], peer: PeerID, lasts_s: float) -> None:
-        book.pop(peer, None)
-        book[peer] = self.clock.now_s() + lasts_s
-        while len(book) > _MAX_SILENT:
-            del book[next(iter(book))]
+        recent.note(book, peer, self.clock.now_s() + lasts_s, _MAX_SILENT)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)

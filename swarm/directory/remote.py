@@ -41,6 +41,9 @@ _DRAWN = 16
 
 
 class Channel(Protocol):
+    @property
+    def address(self) -> str: ...
+
     async def unary(self, method: Method, request: bytes, timeout_s: float | None = None) -> bytes: ...
 
 
@@ -136,7 +139,7 @@ class RemoteDirectory:
             if isinstance(error, BadRequestError):
                 raise
             raise _told_by(source, error) from None
-        self._sources.answered(source)
+        self._sources.answered(source, channel.address)
         return await self._merge(source, request, reply)
 
     async def _merge(self, source: Source, request: DirectoryRequest, reply: DirectoryReply) -> int:

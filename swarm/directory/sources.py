@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from protocols.ids import PeerId
 from protocols.records import PeerRecord
+from swarm import recent
+from swarm.prefixes import UNKNOWN, prefix
 
 MAX_UNTRIED = 64
 """Newcomers that are remembered; a further one takes the place of a random one."""
@@ -26,7 +28,7 @@ FANOUT = 3
 """Peers asked at once; if they all fail, twice as many, and so on."""
 
 MAX_LOST = 16
-"""Peers that answered once and failed since, the last ones."""
+"""Peers that answered once and failed since, the last ones, and only a part of them of one network."""
 
 AVOID_LOOKS = 5
 """Looks for which a newcomer that did not answer is not asked again, unless it has moved."""
@@ -60,6 +62,8 @@ class Sources:
         self._untried: dict[PeerId, Source] = {}
         self._lost: dict[PeerId, Source] = {}
         """Answered once, and failed since; the last one stands last."""
+        self._networks: dict[PeerId, str] = {}
+        """Of those that have answered: where they did so last."""
         self._dead: dict[tuple[PeerId, tuple[str, ...]], int] = {}
         """Looks for which one that did not answer at these addresses is left alone there."""
 
@@ -82,13 +86,15 @@ class Sources:
             yield asked
             size *= 2
 
-    def answered(self, source: Source) -> None:
-        """It comes last the next time, so that others are asked, too."""
+    def answered(self, source: Source, address: str = "") -> None:
+        """At `address` (`host:port`). It comes last the next time, so that others are asked, too."""
         self._forget(source.peer)
         self._proven[source.peer] = source
+        self._networks[source.peer] = prefix(address.rpartition(":")[0].strip("[]"))
         surplus = [peer for peer, one in self._proven.items() if not one.is_given][:-MAX_ANSWERED]
         for peer in surplus:
             del self._proven[peer]
+            self._networks.pop(peer, None)
 
     def failed(self, source: Source) -> None:
         """Ask it last if it was given or has answered before; else forget it."""
@@ -99,9 +105,8 @@ class Sources:
             return
         self._dead[source.peer, source.addresses] = AVOID_LOOKS
         if has_answered:
-            self._lost[source.peer] = source
-        while len(self._lost) > MAX_LOST:
-            del self._lost[next(iter(self._lost))]
+            recent.note(self._lost, source.peer, source, MAX_LOST, lambda peer: self._networks.get(peer, UNKNOWN))
+        self._networks = {peer: one for peer, one in self._networks.items() if peer in self._proven or peer in self._lost}
 
     def _forget(self, peer: PeerId) -> None:
         for book in (self._untried, self._proven, self._lost):

@@ -20,9 +20,11 @@ from pathlib import Path
 from protocols.errors import ConfigError
 from protocols.ids import PeerId
 from protocols.words import counted
+from swarm import recent
 from swarm.dht.address import PeerAddress, is_loopback
 from swarm.lan import mdns
 from swarm.meeting import known_peers, running_nodes
+from swarm.prefixes import prefix
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ _MAX_ANSWERING = 256
 """Addresses that may answer between two times of writing down; the file keeps fewer, and chooses by age."""
 
 _MAX_MET = 32
-"""Addresses that answered last in this process; they are asked again if all contacts are lost, with or without a file."""
+"""Addresses that answered last in this process, only a part of them of one network. They are asked again if all contacts are lost, with or
+without a file."""
 
 NOBODY = (
     "no peer to ask: none was named, and none is remembered from an earlier time; expected --peer with an address of any node"
@@ -171,9 +174,9 @@ class Finder:
 
     def note_answering(self, addresses: Iterable[PeerAddress]) -> None:
         """These have just answered."""
-        newest = tuple(addresses)
-        _note(self._answering, newest, _MAX_ANSWERING)
-        _note(self._met, newest, _MAX_MET)
+        for address in addresses:
+            for book, most in ((self._answering, _MAX_ANSWERING), (self._met, _MAX_MET)):
+                recent.note(book, address, None, most, lambda one: prefix(one.host))
 
     def write_down(self, failed: Sequence[PeerAddress] = ()) -> None:
         """Bring the file up to date. Blocks for as long as the disk takes."""
@@ -193,15 +196,6 @@ class Finder:
         if self._file is not None and (answered or failed):
             with self._writing:
                 known_peers.update(self._file, answered, failed, time.time())
-
-
-def _note(book: dict[PeerAddress, None], newest: Iterable[PeerAddress], most: int) -> None:
-    """Put them last, and forget the first ones beyond `most`."""
-    for address in newest:
-        book.pop(address, None)
-        book[address] = None
-    while len(book) > most:
-        del book[next(iter(book))]
 
 
 async def in_thread(function: Callable[[], bool]) -> bool:

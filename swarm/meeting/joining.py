@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from protocols.errors import (
     BadRequestError,
@@ -23,11 +23,11 @@ from protocols.errors import (
 )
 from protocols.ids import PeerId
 from protocols.words import few
+from swarm import recent
 from swarm.dht.address import PeerAddress
 from swarm.meeting.bootstrap import given_are_silent
 from swarm.meeting.neighbours import Neighbours
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _MAX_NOTED = 1_024
@@ -268,7 +268,8 @@ class Joiner:
         return False
 
     def _ignore(self, addresses: Sequence[PeerAddress]) -> None:
-        _note(self._ignored, addresses)
+        for one in addresses:
+            recent.note(self._ignored, one, None, _MAX_NOTED)
 
     async def _try(self, kind: str, addresses: Sequence[PeerAddress]) -> bool:
         """Ask all at once. True if one answered."""
@@ -284,7 +285,8 @@ class Joiner:
         )
         if met.answered:
             self._refusal, self._told_s = None, -math.inf
-            _note(self._met, [(one.peer, one.port) for one in met.answered])
+            for one in met.answered:
+                recent.note(self._met, (one.peer, one.port), None, _MAX_NOTED)
             await self._on_change(met, f"joined: {met}")
             self._has_joined.set()
             return True
@@ -306,10 +308,3 @@ class Joiner:
             level = logging.WARNING if len(self._ignored) <= _MAX_SAID else logging.DEBUG
             log.log(level, "the %s peer at %s is not for us: %s", kind, address, error)
             raise
-
-
-def _note(book: dict[T, None], newest: Sequence[T]) -> None:
-    """Add them, and forget the first ones beyond the bound."""
-    book.update(dict.fromkeys(newest))
-    while len(book) > _MAX_NOTED:
-        del book[next(iter(book))]

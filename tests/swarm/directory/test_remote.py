@@ -61,6 +61,7 @@ class Peers:
 @dataclass
 class Line:
     answer: list[tuple[PeerId, SignedEntry]] | Exception
+    address: str = "192.168.1.7:4002"
 
     async def unary(self, method: Method, request: bytes, timeout_s: float | None = None) -> bytes:
         assert method.name == "directory"
@@ -155,6 +156,17 @@ def test_few_of_the_lost_are_remembered_and_nobody_who_never_answered() -> None:
         sources.failed(source)
     sources.failed(Source(peer=DAVE.peer_id, addresses=("x:1",)))
     assert [source.peer for source in sources] == peers[: MAX_LOST - 1 : -1]
+
+
+def test_a_host_with_many_names_pushes_out_none_that_was_lost_before() -> None:
+    sources = Sources([], random.Random(1))
+    peers = [from_seed(number.to_bytes(32)).peer_id for number in range(4 * MAX_LOST)]
+    for number, peer in enumerate(peers):
+        source = Source(peer=peer, addresses=("made.up:1",))
+        sources.answered(source, "8.8.8.8:1" if number >= 4 else f"9.9.{number}.9:1")
+        sources.failed(source)
+    kept = [source.peer for source in sources]
+    assert len(kept) == MAX_LOST and set(peers[:4]) < set(kept)
 
 
 def test_a_peer_that_was_started_again_elsewhere_is_asked_there() -> None:
