@@ -54,6 +54,8 @@ async def test_a_node_outlives_a_daemon_that_ends_as_soon_as_it_starts(tmp_path:
     ):
         await second.joined()
         await first.directory.announce(lambda: record(first), [MODEL.name])
+        await second.directory.announce(lambda: record(second), [MODEL.name])
+        assert await second.directory.refresh()
         asked, answered = asyncio.Event(), asyncio.Event()
 
         async def find() -> list[PeerRecord]:

@@ -11,6 +11,7 @@ import logging
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from swarm.meeting import known_peers
 from swarm.meeting.bootstrap import NOBODY_ELSE, FindConfig
 from swarm.meeting.neighbours import Neighbours
 from swarm.peer import peer as module
+from swarm.peer import ports
 from swarm.peer.config import PeerConfig
 from swarm.peer.peer import Peer
 from swarm.peer.thin_peer import ThinPeer
@@ -99,7 +101,8 @@ async def test_a_thin_client_begins_anew_by_those_that_it_has_met(tmp_path: Path
 async def test_a_peer_that_is_back_is_met_though_the_daemon_would_not_dial_it_yet(tmp_path: Path) -> None:
     """After a failed dial, p2pd refuses to dial the same address for some seconds, and after many for minutes."""
     async with contextlib.AsyncExitStack() as stack:
-        first = await stack.enter_async_context(Peer(PeerConfig(data_dir=tmp_path)))
+        listen = "127.0.0.1", stack.enter_context(held_ports("127.0.0.1"))
+        first = await stack.enter_async_context(Peer(PeerConfig(data_dir=tmp_path, listen=listen)))
         lonely = await stack.enter_async_context(client(NOBODY_ELSE, *first.multiaddrs))
         before = lonely._dht._running
         await first.__aexit__()
@@ -107,10 +110,28 @@ async def test_a_peer_that_is_back_is_met_though_the_daemon_would_not_dial_it_ye
         async with asyncio.timeout(60):
             while "no connection to peer" not in lonely._contacts._joiner._last_failure:  # noqa: ASYNC110  # asked by gRPC: p2pd pauses
                 await asyncio.sleep(0.02)
-        again = await stack.enter_async_context(Peer(PeerConfig(data_dir=tmp_path, listen=first._keeper.listen)))
+        again = await stack.enter_async_context(Peer(PeerConfig(data_dir=tmp_path, listen=listen)))
         assert again.multiaddrs == first.multiaddrs
         await met(lonely)
         assert lonely._dht._node is not before
+
+
+@contextlib.contextmanager
+def held_ports(host: str) -> Iterator[int]:
+    """The lower one of two neighbouring ports, for a peer that goes and comes back: meanwhile the kernel gives them to none that asks for
+    any, since sockets are bound to them; who names them has them, since these do not listen. The port below is held, too, as far as it
+    is free: who is given that one would take the next for gRPC."""
+    while True:
+        with contextlib.ExitStack() as held:
+            port: int = held.enter_context(ports._bound(host, 0)).getsockname()[1]
+            try:
+                held.enter_context(ports._bound(host, port + 1))
+            except OSError:
+                continue
+            with contextlib.suppress(OSError):
+                held.enter_context(ports._bound(host, port - 1))
+            yield port
+            return
 
 
 def neighbours_of(member: Neighbourhood) -> set[str]:
