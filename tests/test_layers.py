@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "numpy": ("node/training/data", "swarm/averaging", "swarm/thin"),
     "prometheus_client": ("node/metrics.py", "node/metrics_page.py"),
     "prompt_toolkit": ("node/cli/terminal/line_editor.py",),
+    "psutil": ("swarm/lan/network.py",),
     "pydantic": ("node/gateway",),
     "pydantic_core": ("node/gateway",),
     "pyarrow": ("node/training/data/columns.py",),
@@ -266,7 +267,7 @@ FOLDERS: dict[str, tuple[str, ...]] = {
         "swarm/thin",
         "swarm/weights",
     ),
-    "node/doctor": ("node", "swarm", "swarm/dht", "swarm/meeting", "swarm/peer"),
+    "node/doctor": ("node", "swarm", "swarm/dht", "swarm/lan", "swarm/meeting", "swarm/peer"),
     "node/watching": (
         "node/runs",
         "node/training",

@@ -16,6 +16,7 @@ from protocols.errors import SwarmError
 from protocols.hello import Hello
 from protocols.words import counted
 from swarm.dht.address import PeerAddress
+from swarm.lan import mdns
 from swarm.meeting.bootstrap import FindConfig, Finder
 from swarm.meeting.entering import Entered
 from swarm.peer import keys
@@ -92,6 +93,8 @@ async def _hello(greeter: Greeter, address: PeerAddress) -> Greeted:
 def listen(find: FindConfig) -> Future[Check]:
     """Begin to listen for neighbours, in a thread that does not keep the process from ending."""
     found: Future[Check] = Future()
+    if find.lan and mdns.is_installed():
+        mdns.load()  # here: an import in the new thread would race with that of torch
 
     def run() -> None:
         try:
@@ -109,7 +112,7 @@ async def neighbours(find: FindConfig) -> Check:
     if not finder.has_lan:
         return skipped("neighbours", finder.hint)
     heard: set[PeerAddress] = set()
-    listening = asyncio.create_task(finder.run_lan((), heard.add))
+    listening = asyncio.create_task(finder.run_lan(tuple, heard.add))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(NEIGHBOURS_S):
             await listening

@@ -36,10 +36,9 @@ class Announcement:
     """Made once; every `Presence` puts its part in, and says when it has changed."""
 
     def __init__(self, config: NodeConfig, peer: Peer) -> None:
-        self._peer, self._parts = peer, list[Announced]()
+        self._config, self._peer, self._parts = config, peer, list[Announced]()
         self.is_paused = self.is_leaving = False
         """As an operator has ordered: no new sessions, or the end of this node in some seconds."""
-        self._record = record_of(config, peer)
 
     def add(self, part: Announced) -> None:
         """From now on the record tells of this model. ConfigError if it does already: calls name models, not hosts."""
@@ -54,7 +53,7 @@ class Announcement:
         state = "draining" if self.is_leaving else state
         hosted = [one for part in self._parts for one in part.hosted()]
         return replace(
-            self._record,
+            record_of(self._config, self._peer),
             state=state,
             reachable=self._peer.reachable,
             round_trips=trips,

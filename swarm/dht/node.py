@@ -29,7 +29,7 @@ from protocols.ids import PeerId, short_peer
 from swarm.access import Gate
 from swarm.clock import SYSTEM, Clock
 from swarm.dht import checking, daemon, dialling, guard, sockets
-from swarm.dht.address import PeerAddress, transport
+from swarm.dht.address import PeerAddress, is_loopback, transport
 from swarm.dht.lookup import BEAM, Lookup
 from swarm.dht.protocol import ASK_S, NUM_REPLICAS, Protocol, Rules
 from swarm.dht.shelf import Shelf
@@ -102,6 +102,20 @@ class Dht:
             raise
         self._node, self._guard.connect = node, self._connect
 
+    async def has_come_online(self) -> bool:
+        """Does another machine reach us now, since p2pd has got a network that it lacked? Then `addresses` has changed."""
+        if self._listen is None or is_loopback(self._listen[0]) or not all(map(_is_local, self.addresses)):
+            return False
+        try:
+            async with asyncio.timeout(ASK_S):
+                found = await _visible(self._running.p2p)
+        except (ControlFailure, TimeoutError, OSError, EOFError) as error:
+            raise PeerUnreachableError(f"the daemon of the DHT (p2pd) does not say where it listens: {error!r}") from None
+        if all(map(_is_local, found)):
+            return False
+        self.addresses = found
+        return True
+
     async def _create(self) -> Protocol:
         try:
             with self._identity_file() as path:
@@ -122,9 +136,7 @@ class Dht:
             raise ConfigError(f"the daemon of the DHT (p2pd) does not start at {self._listen}: {error}") from None
 
     async def _begin(self, p2p: P2P) -> Protocol:
-        with contextlib.suppress(ValueError):  # nowhere, if we do not listen
-            found = [str(address).split("/p2p/")[0] for address in await p2p.get_visible_maddrs(latest=True)]
-            self.addresses = tuple(address for address in found if "/tcp/" in address)
+        self.addresses = await _visible(p2p)
         shelf = Shelf(self._rules.rng, self._clock.unix_s, self._rules.has_met)
         return await Protocol.start(
             p2p, shelf, self._signatures, self._rules, client_mode=self._client_mode, guard=self._guard, clock=self._clock
@@ -272,6 +284,18 @@ async def _end(node: Protocol) -> None:
         async with asyncio.timeout(STOP_S):
             await node.shutdown()
     await daemon.end(node.p2p)
+
+
+async def _visible(p2p: P2P) -> tuple[str, ...]:
+    """Multiaddrs where p2pd listens now, as others see them, without `/p2p/…`."""
+    found: list[str] = []
+    with contextlib.suppress(ValueError):  # nowhere, if we do not listen
+        found = [str(address).split("/p2p/")[0] for address in await p2p.get_visible_maddrs(latest=True)]
+    return tuple(address for address in found if "/tcp/" in address)
+
+
+def _is_local(multiaddr: str) -> bool:
+    return is_loopback(multiaddr.split("/")[2])
 
 
 def _quiet() -> None:

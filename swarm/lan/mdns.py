@@ -1,7 +1,7 @@
 """mDNS: announces this peer's p2pd, and hears of others.
 
 By the two halves of py-libp2p's discovery, its broadcaster and its listener, with our own addresses: a whole py-libp2p host would
-listen on a port of its own. Both run in zeroconf's threads. py-libp2p is an extra; it is imported (0.5 s, 50 MB) by `start`, and what
+listen on a port of its own. Both run in zeroconf's threads. py-libp2p is an extra; it is imported (0.5 s, 50 MB) by `load`, and what
 it needs of protobuf is kept apart from hivemind's, which defines the same names.
 
 Any machine on the network can announce anything: an announcement is an address to try, no more. `swarm.peer.peer` asks there for the
@@ -17,13 +17,13 @@ import importlib.util
 import logging
 import secrets
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from protocols.errors import ConfigError
 from protocols.ids import PeerId
 from swarm.dht.address import PeerAddress
+from swarm.lan import network
 
 log = logging.getLogger(__name__)
 
@@ -42,35 +42,53 @@ def is_installed() -> bool:
 
 
 class Mdns:
-    """One peer on the local network, from `start` to `stop`; both block for up to a second or two, so call them in a thread."""
+    """One peer on the local network, from `refresh` to `stop`; both block for up to a second or two, so call them in a thread."""
 
-    def __init__(self, me: PeerId, addresses: Sequence[str], on_heard: Callable[[PeerAddress], None] | None) -> None:
-        """addresses: multiaddrs to announce, without `/p2p/`; none = only look. on_heard: called in another thread; None = do not look."""
-        self._me, self._addresses, self._on_heard = me, tuple(addresses)[:MAX_ADDRESSES], on_heard
+    def __init__(
+        self, me: PeerId, announced: Callable[[], Sequence[str]], on_heard: Callable[[PeerAddress], None] | None
+    ) -> None:
+        """announced: multiaddrs to announce, without `/p2p/`, as they are now; none = only look.
+        on_heard: called in another thread; None = do not look."""
+        self._me, self._announced, self._on_heard = me, announced, on_heard
+        self._at: tuple[frozenset[str], frozenset[str]] | None = None
+        """This machine's addresses, and what we announce, since we started last; None = we have not."""
         self._heard: dict[PeerAddress, None] = {}
         self._zeroconf: Any = None
         self._broadcaster: Any = None
         self._listener: Any = None
-        self._lock = threading.Lock()
 
-    def start(self) -> None:
-        """Announce and look, until `stop`. OSError if there is no network to do it on."""
-        from zeroconf import Zeroconf
+    def refresh(self) -> None:
+        """Announce and look, until `stop`. Later calls begin anew if addresses of this machine or ours have changed.
 
-        with self._lock:
-            self._zeroconf = Zeroconf()
-            name = f"{secrets.token_hex(16)}.{SERVICE}"  # a restart is a new service, so that neighbours hear of it
-            if self._on_heard is not None:
-                self._listen(name)
-            if self._addresses:
-                self._announce(name)
+        OSError if there is no network now: then we do neither, and a later call tries again.
+        """
+        ours = list(self._announced())[:MAX_ADDRESSES]
+        at = network.addresses(), frozenset(ours)
+        if at == self._at:
+            return
+        self.stop()
+        if not at[0]:
+            raise OSError("this machine has no IPv4 address that others could reach")
+        self._start(ours)
+        self._at = at
 
-    def _announce(self, name: str) -> None:
+    def _start(self, addresses: list[str]) -> None:
+        import zeroconf
+
+        try:
+            self._zeroconf = zeroconf.Zeroconf()
+        except (RuntimeError, zeroconf.Error) as error:  # the network has gone meanwhile
+            raise OSError(f"zeroconf does not start: {error}") from None
+        name = f"{secrets.token_hex(16)}.{SERVICE}"  # a restart is a new service, so that neighbours hear of it
+        if self._on_heard is not None:
+            self._listen(name)
+        if addresses:
+            self._announce(name, addresses)
+
+    def _announce(self, name: str, addresses: list[str]) -> None:
         from libp2p.discovery.mdns.broadcaster import PeerBroadcaster
 
-        self._broadcaster = PeerBroadcaster(
-            self._zeroconf, SERVICE, name, self._me, _port(self._addresses), list(self._addresses)
-        )
+        self._broadcaster = PeerBroadcaster(self._zeroconf, SERVICE, name, self._me, _port(addresses), addresses)
         self._broadcaster.register()
 
     def _listen(self, own_name: str) -> None:
@@ -96,18 +114,17 @@ class Mdns:
 
     def stop(self) -> None:
         """Say good-bye and end the threads; again is harmless."""
-        with self._lock:
-            broadcaster, listener, zeroconf = self._broadcaster, self._listener, self._zeroconf
-            self._broadcaster = self._listener = self._zeroconf = None
-            if listener is not None:
-                from libp2p.discovery.events.peerDiscovery import peerDiscovery
+        broadcaster, listener, zeroconf = self._broadcaster, self._listener, self._zeroconf
+        self._broadcaster = self._listener = self._zeroconf = self._at = None
+        if listener is not None:
+            from libp2p.discovery.events.peerDiscovery import peerDiscovery
 
-                peerDiscovery.unregister_peer_discovered_handler(self._hear)
-                listener.stop()
-            if broadcaster is not None:
-                broadcaster.unregister()
-            if zeroconf is not None:
-                zeroconf.close()
+            peerDiscovery.unregister_peer_discovered_handler(self._hear)
+            listener.stop()
+        if broadcaster is not None:
+            broadcaster.unregister()
+        if zeroconf is not None:
+            zeroconf.close()
 
 
 def load() -> None:

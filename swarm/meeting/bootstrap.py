@@ -35,7 +35,10 @@ GOOD_BYE_S = 1.5
 """How long a peer that leaves may take to tell its neighbours."""
 
 LAN_AGAIN_S = 10.0
-"""Seconds after which a machine that had no network looks for neighbours again: it may have just been started."""
+"""How often a peer looks whether its machine's addresses have changed: neighbours are then told and heard anew."""
+
+LAN_UP_S = 10.0
+"""Longest wait until neighbours can be heard; zeroconf starts within a second."""
 
 _MAX_ANSWERING = 256
 """Addresses that may answer between two times of writing down; the file keeps fewer, and chooses by age."""
@@ -108,41 +111,46 @@ class Finder:
 
     # --- neighbours
 
-    async def run_lan(self, announced: Sequence[str], on_heard: Callable[[PeerAddress], None] | None) -> None:
-        """Tell neighbours of `announced` (multiaddrs without `/p2p/`) and hear of theirs, until cancelled. on_heard: called on the loop."""
+    async def can_hear(self) -> None:
+        """Returns once neighbours can be heard, or there is no network to hear them on; after LAN_UP_S at the latest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAN_UP_S):
+                await self.lan_is_up.wait()
+
+    async def run_lan(self, announced: Callable[[], Sequence[str]], on_heard: Callable[[PeerAddress], None] | None) -> None:
+        """Tell neighbours of `announced` (multiaddrs without `/p2p/`) and hear of theirs, until cancelled; also if a network comes later.
+
+        announced: read again and again, in another thread. on_heard: called on the loop.
+        """
         loop = asyncio.get_running_loop()
 
         def heard(address: PeerAddress) -> None:
             if on_heard is not None:
                 loop.call_soon_threadsafe(on_heard, address)
 
+        def places() -> list[str]:
+            return [address for address in announced() if not is_loopback(address.split("/")[2])]
+
         mdns.load()
-        places = [address for address in announced if not is_loopback(address.split("/")[2])]
-        speaker = mdns.Mdns(self._me, places, None if on_heard is None else heard)
-        over, ended = threading.Event(), asyncio.Event()
+        speaker, over = mdns.Mdns(self._me, places, None if on_heard is None else heard), threading.Event()
 
-        def live() -> None:  # a thread of its own, since those of asyncio are gone when a program ends
-            while not over.is_set():
-                wait_s: float | None = None
-                try:
-                    speaker.start()
-                except OSError as error:
-                    log.warning("neighbours on the local network are not looked for now: %s", error)
-                    wait_s = LAN_AGAIN_S
-                loop.call_soon_threadsafe(self.lan_is_up.set)
-                over.wait(wait_s)
+        def live() -> bool:  # a thread of its own, since those of asyncio are gone when a program ends
+            try:
+                was_up = True
+                while not over.is_set():
+                    was_up = _is_up(speaker, was_up)
+                    loop.call_soon_threadsafe(self.lan_is_up.set)
+                    over.wait(LAN_AGAIN_S)
+                return True
+            finally:
                 speaker.stop()
-            with contextlib.suppress(RuntimeError):  # the loop may not have waited for us
-                loop.call_soon_threadsafe(ended.set)
 
-        threading.Thread(target=live, name="mdns", daemon=True).start()
+        speaking = _started(live, "mdns")
         try:
-            await ended.wait()
+            await asyncio.shield(speaking)
         finally:
             over.set()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GOOD_BYE_S):
-                    await ended.wait()
+            await asyncio.wait([speaking], timeout=GOOD_BYE_S)
 
     async def may_join(self, swarm: str, num_nodes: int) -> bool:
         """Say whom we have heard; True if they may be joined."""
@@ -198,8 +206,24 @@ class Finder:
                 known_peers.update(self._file, answered, failed, time.time())
 
 
+def _is_up(speaker: mdns.Mdns, was_up: bool) -> bool:
+    """Do we speak with neighbours now? Says it if that has ended."""
+    try:
+        speaker.refresh()
+    except OSError as error:
+        if was_up:
+            log.warning("neighbours on the local network are not looked for now: %s", error)
+        return False
+    return True
+
+
 async def in_thread(function: Callable[[], bool]) -> bool:
     """As `asyncio.to_thread`, but a thread that still waits for a user's answer does not keep the process from ending."""
+    return await _started(function, "question")
+
+
+def _started(function: Callable[[], bool], name: str) -> asyncio.Future[bool]:
+    """The result to come of a thread that does not keep the process from ending."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[bool] = loop.create_future()
 
@@ -219,8 +243,8 @@ async def in_thread(function: Callable[[], bool]) -> bool:
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, result)
 
-    threading.Thread(target=run, name="question", daemon=True).start()
-    return await answer
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return answer
 
 
 def given_are_silent(given: int, why: str, remembered: int) -> str:

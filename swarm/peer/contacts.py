@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 
 from protocols.errors import PeerUnreachableError, SwarmError
 from swarm.dht.address import PeerAddress
@@ -56,7 +57,7 @@ class Contacts:
         if self.given or self._config.client_mode:
             return await self._joiner.joined(timeout_s)
         if self._finder.has_lan:
-            await self._finder.lan_is_up.wait()
+            await self._finder.can_hear()
         await self._joiner.settled(min(timeout_s, NEIGHBOUR_S))
 
     async def rejoin(self) -> None:
@@ -71,12 +72,12 @@ class Contacts:
         with contextlib.suppress(SwarmError):  # silent, or it does not take us
             await self._dht.join(address)
 
-    async def tell_and_hear_neighbours(self, announced: tuple[str, ...]) -> None:
+    async def tell_and_hear_neighbours(self, announced: Callable[[], tuple[str, ...]]) -> None:
         """A node announces itself, and listens if no peer was named.
 
         A client listens only if no peer was named and no remembered one answers.
 
-        announced: multiaddrs of our p2pd, without `/p2p/`.
+        announced: multiaddrs of our p2pd, without `/p2p/`, as they are now.
         """
         is_client = self._config.client_mode
         if not self._finder.has_lan or (is_client and self.given):
@@ -85,7 +86,7 @@ class Contacts:
             with contextlib.suppress(PeerUnreachableError):
                 return await self._joiner.joined(_REMEMBERED_FIRST_S)
         heard = None if self.given else self._sources.neighbours.hear
-        await self._finder.run_lan(() if is_client else announced, heard)
+        await self._finder.run_lan(tuple if is_client else announced, heard)
 
     async def _on_join(self, met: Met | None, text: str) -> None:
         is_first = not (self._has_met or self.given)  # known peers may all have left since: `Peer.alone` says it

@@ -112,8 +112,10 @@ class DhtKeeper:
                 log.error("%s; we try again", error)
             await asyncio.sleep(_RESTART_S)
 
-    async def announce_after_losses(self, announce: Callable[[], Awaitable[bool]]) -> None:
+    async def announce_after_changes(self, announce: Callable[[], Awaitable[bool]]) -> None:
         """Our record is with the few peers nearest its key; if they die, it is gone until the next renewal. So renew it then.
+
+        Also if this machine had no network at first: the record then told of addresses that no other machine reaches.
 
         announce: False if there is nothing to announce. Runs until cancelled.
         """
@@ -122,6 +124,7 @@ class DhtKeeper:
             await asyncio.sleep(self._config.watch_s)
             with contextlib.suppress(SwarmError):  # the DHT is being started again
                 now = await self.dht.connected()
-                if before - now and await announce():
+                is_other = await self.dht.has_come_online()
+                if (is_other or before - now) and await announce():
                     await asyncio.sleep(REANNOUNCE_S)
                 before = now

@@ -119,14 +119,14 @@ class Peer(Greeter):
             self._own(lambda: keep_reading(config.entry.lists, self.gate, self.pool.forget_refused, self.finder.say))
         self._own(self._contacts.keep_joined)
         self._own(lambda: self._keeper.keep_alive(self._come_back))
-        self._own(lambda: self._contacts.tell_and_hear_neighbours(self._dht.addresses))
+        self._own(lambda: self._contacts.tell_and_hear_neighbours(lambda: self._dht.addresses))
         if config.client_mode:
             await self.joined(JOIN_S)
             if self.refusal:
                 raise self.refusal
         else:
             self._own(lambda: self._verifier.run(lambda: self.num_neighbours > 0))
-            self._own(lambda: self._keeper.announce_after_losses(self.directory.refresh))
+            self._own(lambda: self._keeper.announce_after_changes(self.directory.refresh))
 
     def _own(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run `work` until we stop; whatever it raises is a fault, which is logged, and it begins again: without one of them, a peer

@@ -132,9 +132,9 @@ class ThinPeer(Greeter):
         if not self.finder.has_lan or self._given:
             return False
         neighbours = Neighbours()
-        listening = asyncio.create_task(self.finder.run_lan((), neighbours.hear))
+        listening = asyncio.create_task(self.finder.run_lan(tuple, neighbours.hear))
         try:
-            await self.finder.lan_is_up.wait()
+            await self.finder.can_hear()
             async with asyncio.timeout(LAN_S):
                 address = await self._first_of(neighbours, failures)
         except TimeoutError:
