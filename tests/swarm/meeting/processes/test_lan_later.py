@@ -1,4 +1,4 @@
-"""Machines that had no network at first meet by mDNS once they have one."""
+"""Machines without a network at first meet by mDNS once they have one."""
 
 from __future__ import annotations
 

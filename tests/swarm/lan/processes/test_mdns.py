@@ -12,7 +12,7 @@ ME = from_seed(b"1" * 32).peer_id
 
 @pytest.mark.skipif(not mdns.is_installed(), reason="the extra `lan` is not installed")
 def test_it_follows_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    failures, begun, ended = [RuntimeError("no interfaces")], list[object](), list[object]()
+    failures, started, closed = [RuntimeError("no interfaces")], list[object](), list[object]()
 
     class Socket:
         """In place of zeroconf's, which would need the network."""
@@ -20,10 +20,10 @@ def test_it_follows_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self) -> None:
             if failures:
                 raise failures.pop()
-            begun.append(self)
+            started.append(self)
 
         def close(self) -> None:
-            ended.append(self)
+            closed.append(self)
 
     here = {"10.0.0.1"}
     monkeypatch.setattr("zeroconf.Zeroconf", Socket)
@@ -33,16 +33,16 @@ def test_it_follows_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
         speaker.refresh()
     for _ in range(2):
         speaker.refresh()
-    assert (len(begun), len(ended)) == (1, 0)
+    assert (len(started), len(closed)) == (1, 0)
     here.add("10.0.0.2")
     speaker.refresh()
-    assert (len(begun), ended) == (2, begun[:1])
+    assert (len(started), closed) == (2, started[:1])
     here.clear()
     for _ in range(2):
         with pytest.raises(OSError, match="no IPv4 address"):
             speaker.refresh()
-    assert ended == begun
+    assert closed == started
     here.add("10.0.0.1")
     speaker.refresh()
     speaker.stop()
-    assert len(begun) == 3 and ended == begun
+    assert len(started) == 3 and closed == started
