@@ -1,4 +1,4 @@
-"""Machines without a network at first meet by mDNS once they have one."""
+"""Machines whose network comes late meet by mDNS."""
 
 from __future__ import annotations
 
