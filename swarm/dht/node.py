@@ -85,6 +85,8 @@ class Dht:
         """The last one whose p2pd was ended by `end_daemon`."""
         self._anchors: dict[PeerID, tuple[int, float]] = {}
         """Members that we joined by: their node ids, and until when they are left alone."""
+        self._is_lost = False
+        """It was started again, and has not joined again those that it had joined."""
         self.addresses: tuple[str, ...] = ()
         """Multiaddrs under which others reach us, without `/p2p/…`."""
 
@@ -100,6 +102,7 @@ class Dht:
             with contextlib.suppress(Exception):  # whatever it says, p2pd has ended then
                 await _end(await creating)
             raise
+        self._is_lost = bool(self._anchors)
         self._node, self._guard.connect = node, self._connect
 
     async def has_come_online(self) -> bool:
@@ -180,6 +183,10 @@ class Dht:
         if node:
             await _end(node)
 
+    def go_on_alone(self) -> None:
+        """It was started again, and none of those answers that it had joined: what it knows itself is all there is."""
+        self._is_lost = False
+
     async def join(self, address: PeerAddress) -> None:
         """Meet the peer at `address` and, through it, others. PeerUnreachableError if it does not answer."""
         node, peer = self._running, PeerID.from_base58(address.peer)
@@ -199,6 +206,7 @@ class Dht:
         await node.update_routing_table(found, peer)
         self._anchors.pop(peer, None)
         self._anchors[peer] = found, 0.0
+        self._is_lost = False
         while len(self._anchors) > MAX_ANCHORS:
             del self._anchors[next(iter(self._anchors))]
         await self.look_around()
@@ -255,7 +263,9 @@ class Dht:
 
     async def get(self, keys: Collection[str], timeout_s: float = GET_S) -> dict[str, dict[PeerId, SignedEntry]]:
         """What peers say under each key: newest, unexpired, by the peer who signed it, signature checked. Of a crowded key it is a
-        sample, those first whom we have met."""
+        sample, those first whom we have met. PeerUnreachableError after a start again until a member is met, or `go_on_alone`."""
+        if self._is_lost and not self.num_neighbours:
+            raise PeerUnreachableError("the DHT was started again here a moment ago, and no member of it has been joined yet")
         ids = {key: DHTID.from_bytes(key_id(key)) for key in keys}
         told = (await self._lookup(list(ids.values()), timeout_s)).told
         budget = max(checking.MAX_CHECKED // max(1, len(ids)), 1)

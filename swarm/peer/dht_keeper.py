@@ -102,7 +102,10 @@ class DhtKeeper:
                 log.error("the daemon of the DHT (p2pd) has ended; we start it again")
             await self.dht.stop()
             await self._restart()
-            await come_back()
+            try:
+                await come_back()
+            finally:
+                self.dht.go_on_alone()
 
     async def _restart(self) -> None:
         while True:

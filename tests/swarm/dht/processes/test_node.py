@@ -54,6 +54,22 @@ def sealed(author: Dht, payload: bytes, expires_s: float) -> bytes:
     return packed + author._identity.sign(signed_bytes(DHTID.generate(KEY).to_bytes(), subkey, packed, expires_s))
 
 
+async def test_after_a_start_again_nothing_is_said_to_be_there_before_a_member_is_met() -> None:
+    """Its routing table and its shelf are empty: nobody's records are gone for that."""
+    async with members(2) as (first, again):
+        await first.store(KEY, b"there", time.time() + 60)
+        await again.stop()
+        await again.start()
+        with pytest.raises(PeerUnreachableError, match="no member of it has been joined yet"):
+            await again.get([KEY])
+        await again.join(address_of(first))
+        assert await payloads(again) == {name(first): b"there"}
+        await again.stop()
+        await again.start()
+        again.go_on_alone()
+        assert await again.get([KEY]) == {KEY: {}}
+
+
 async def test_what_each_says_everybody_finds_even_after_the_first_has_gone() -> None:
     async with members(5) as dhts:
         for number, dht in enumerate(dhts):
