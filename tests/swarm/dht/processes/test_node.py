@@ -55,7 +55,7 @@ def sealed(author: Dht, payload: bytes, expires_s: float) -> bytes:
 
 
 async def test_after_a_start_again_nothing_is_said_to_be_there_before_a_member_is_met() -> None:
-    """Its routing table and its shelf are empty: nobody's records are gone for that."""
+    """Its routing table and its shelf are empty; the records of others are not gone for that."""
     async with members(2) as (first, again):
         await first.store(KEY, b"there", time.time() + 60)
         await again.stop()
