@@ -109,12 +109,7 @@ class Dht:
         """Does another machine reach us now, since p2pd has got a network that it lacked? Then `addresses` has changed."""
         if self._listen is None or is_loopback(self._listen[0]) or not all(map(_is_local, self.addresses)):
             return False
-        try:
-            async with asyncio.timeout(ASK_S):
-                found = await _visible(self._running.p2p)
-        except (ControlFailure, TimeoutError, OSError, EOFError) as error:
-            raise PeerUnreachableError(f"the daemon of the DHT (p2pd) does not say where it listens: {error!r}") from None
-        if all(map(_is_local, found)):
+        if all(map(_is_local, found := await _visible_soon(self._running.p2p))):
             return False
         self.addresses = found
         return True
@@ -237,29 +232,14 @@ class Dht:
         node, key_bytes = self._running, key_id(key)
         entry = self._signatures.seal(key_bytes, payload, expires_s)
         is_ours = node.keep_ours(key_bytes, entry)
-        near = DHTID(
-            int.from_bytes(key_bytes, "big") ^ 1
-        )  # the same members are nearest, but no entry is kept there, so none is sent
+        # the same members are nearest, but no entry is kept there, so none is sent
+        near = DHTID(int.from_bytes(key_bytes, "big") ^ 1)
         lookup = await self._lookup([near], FIND_SHARE * timeout_s)
         anchors = [peer for peer in self._anchors if lookup.has_answered(peer)]
         holders = list(dict.fromkeys([*lookup.nearest(near, NUM_REPLICAS), *anchors]))
-        return any(await self._store_at(holders, key_bytes, entry, timeout_s * (1 - FIND_SHARE))) if holders else is_ours
-
-    async def _store_at(self, holders: Sequence[PeerID], key: bytes, entry: SignedEntry, timeout_s: float) -> list[bool]:
-        node = self._running
-
-        async def one(peer: PeerID) -> bool:
-            kept = await node.call_store(
-                peer, [DHTID.from_bytes(key)], [entry.value], [entry.expires_s], subkeys=[str(self._identity.peer_id)]
-            )
-            return bool(kept and kept[0])
-
-        tasks = [asyncio.create_task(one(peer)) for peer in holders]
-        done, late = await asyncio.wait(tasks, timeout=timeout_s)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        return [task.result() for task in done]
+        if not holders:
+            return is_ours
+        return any(await _stored_at(node, self._identity.peer_id, holders, key_bytes, entry, timeout_s * (1 - FIND_SHARE)))
 
     async def get(self, keys: Collection[str], timeout_s: float = GET_S) -> dict[str, dict[PeerId, SignedEntry]]:
         """What peers say under each key: newest, unexpired, by the peer who signed it, signature checked. Of a crowded key it is a
@@ -269,24 +249,41 @@ class Dht:
         ids = {key: DHTID.from_bytes(key_id(key)) for key in keys}
         told = (await self._lookup(list(ids.values()), timeout_s)).told
         budget = max(checking.MAX_CHECKED // max(1, len(ids)), 1)
-        found = {key: await self._newest(number.to_bytes(), told[number], budget) for key, number in ids.items()}
+        node, now_s = self._running, self._clock.unix_s()
+        found = {key: await _newest(node, now_s, number.to_bytes(), told[number], budget) for key, number in ids.items()}
         may_be_seen = self._gate.access.may_be_seen
         return {key: {peer: entry for peer, entry in said.items() if may_be_seen(peer)} for key, said in found.items()}
 
-    async def _newest(self, key: bytes, told: Sequence[Told], budget: int) -> dict[PeerId, SignedEntry]:
-        """Of what others told, and of what we keep, which was checked when it came."""
-        kept, now_s = self._running.shelf.entries(key), self._clock.unix_s()
-        fresh = [[(peer, entry) for peer, entry in one if entry.expires_s > now_s and kept.get(peer) != entry] for one in told]
-        found = await checking.newest_valid(
-            fresh,
-            lambda peer, entry: self._signatures.is_valid(key, peer, entry),
-            lambda peer, entry: self._signatures.is_seen(key, peer, entry),
-            self._rules.has_met,
-            budget,
-        )
-        return {
-            peer: max(found.get(peer, entry), entry, key=lambda one: one.expires_s) for peer, entry in {**found, **kept}.items()
-        }
+
+async def _newest(node: Protocol, now_s: float, key: bytes, told: Sequence[Told], budget: int) -> dict[PeerId, SignedEntry]:
+    """Of what others told, and of what we keep, which was checked when it came."""
+    kept = node.shelf.entries(key)
+    fresh = [[(peer, entry) for peer, entry in one if entry.expires_s > now_s and kept.get(peer) != entry] for one in told]
+    found = await checking.newest_valid(
+        fresh,
+        lambda peer, entry: node.signatures.is_valid(key, peer, entry),
+        lambda peer, entry: node.signatures.is_seen(key, peer, entry),
+        node.rules.has_met,
+        budget,
+    )
+    return {peer: max(found.get(peer, entry), entry, key=lambda one: one.expires_s) for peer, entry in {**found, **kept}.items()}
+
+
+async def _stored_at(
+    node: Protocol, author: PeerId, holders: Sequence[PeerID], key: bytes, entry: SignedEntry, timeout_s: float
+) -> list[bool]:
+    """Store our own entry at these members; whether each that answers in time has taken it."""
+
+    async def one(peer: PeerID) -> bool:
+        kept = await node.call_store(peer, [DHTID.from_bytes(key)], [entry.value], [entry.expires_s], subkeys=[str(author)])
+        return bool(kept and kept[0])
+
+    tasks = [asyncio.create_task(one(peer)) for peer in holders]
+    done, late = await asyncio.wait(tasks, timeout=timeout_s)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
+    return [task.result() for task in done]
 
 
 async def _end(node: Protocol) -> None:
@@ -302,6 +299,15 @@ async def _visible(p2p: P2P) -> tuple[str, ...]:
     with contextlib.suppress(ValueError):  # nowhere, if we do not listen
         found = [str(address).split("/p2p/")[0] for address in await p2p.get_visible_maddrs(latest=True)]
     return tuple(address for address in found if "/tcp/" in address)
+
+
+async def _visible_soon(p2p: P2P) -> tuple[str, ...]:
+    """The same within ASK_S; PeerUnreachableError if p2pd does not say."""
+    try:
+        async with asyncio.timeout(ASK_S):
+            return await _visible(p2p)
+    except (ControlFailure, TimeoutError, OSError, EOFError) as error:
+        raise PeerUnreachableError(f"the daemon of the DHT (p2pd) does not say where it listens: {error!r}") from None
 
 
 def _is_local(multiaddr: str) -> bool:
