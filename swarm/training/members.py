@@ -6,7 +6,6 @@ asked of each stage (`run_status`). A stage that does not answer, or broke a cal
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,8 @@ from protocols.records import PeerRecord
 from protocols.route import Hop
 from protocols.run_status import RunStatus, StatusRequest, UnitStatus
 from protocols.units import Blocks, Ends, Unit
+from swarm import awake
 from swarm.asking import answers
-from swarm.awake import STOPPED_S
 from swarm.clock import SYSTEM, Clock
 from swarm.rpc.pool import ChannelPool
 from swarm.training.known_records import Directory, KnownRecords
@@ -253,16 +252,16 @@ class Members:
     async def _ask(self, record: PeerRecord, *, is_again: bool = False) -> RunStatus | None:
         if self._silences.is_silent(record):
             return None
-        asked_s = self._clock.now_s()
+        watch: awake.Watch | None = None
         try:
-            async with asyncio.timeout(STATUS_S):
+            async with awake.timeout(STATUS_S) as watch:
                 channel = await self.pool.channel(record.peer, record.addresses, record.certificate)
                 found = RunStatus.parse(await channel.unary(services.RUN_STATUS, StatusRequest(run=self.run).encode(), STATUS_S))
                 self._silences.end(record)
                 return found
         except (SwarmError, TimeoutError) as error:
             if isinstance(error, TimeoutError | DeadlineError):
-                if self._clock.now_s() - asked_s >= STATUS_S + STOPPED_S and not is_again:  # the answer may be here, unread
+                if watch is not None and watch.was_stopped and not is_again:  # the answer may be here, unread
                     return await self._ask(record, is_again=True)
                 self._silences.note(record)
             log.info("stage %s of %s does not say how far it is: %s", short_peer(record.peer), self.run.name, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
@@ -17,11 +18,12 @@ from protocols.records import PeerRecord
 from protocols.roles import Role
 from protocols.run_status import RunStatus, UnitStatus
 from protocols.units import Blocks, Unit
-from swarm.awake import STOPPED_S
+from swarm.awake import PIECE_S, STOPPED_S
 from swarm.clock import Clock
 from swarm.directory.snapshot import Snapshot
 from swarm.rpc import Call, ChannelPool, RpcServer, tls
 from swarm.training import known_records
+from swarm.training import members as members_module
 from swarm.training.known_records import KnownRecords
 from swarm.training.members import RECORDS_S, STATUS_S, Members
 
@@ -36,6 +38,8 @@ class OneStage:
     num_read: int = 0
     late_s: list[float] = field(default_factory=list)
     """By the trainer's clock: the first questions are answered so late, after their deadline."""
+    stops_s: list[float] = field(default_factory=list)
+    """For so long the process stands still, with the trainer in it, before the first questions are answered."""
     now_s: float = 0.0
     peers: tuple[PeerRecord, ...] = field(default=())
     withdrawn: frozenset[PeerId] = frozenset()
@@ -49,6 +53,8 @@ class OneStage:
         return Snapshot(model, self.peers, 0.0, self.withdrawn)
 
     async def status(self, request: bytes, call: Call) -> bytes:
+        if self.stops_s:
+            stand_still(self.stops_s.pop(0))
         if self.late_s:
             self.now_s += self.late_s.pop(0)
             raise DeadlineError("too late")
@@ -56,6 +62,10 @@ class OneStage:
             UnitStatus(unit=unit, version=3, chain=bytes(32), ledger=dict.fromkeys(parts_of(unit), 0)) for unit in self.units
         )
         return RunStatus(num_micro_batches=8, units=units).encode()
+
+
+def stand_still(seconds: float) -> None:
+    time.sleep(seconds)
 
 
 @pytest.fixture
@@ -113,14 +123,20 @@ async def test_a_stage_that_does_not_answer_in_time_is_left_out(stage: tuple[One
     assert len(await members.look()) == 1
 
 
-async def test_a_trainer_that_was_stopped_itself_asks_again(stage: tuple[OneStage, Members]) -> None:
+async def test_a_trainer_that_was_stopped_itself_asks_again(
+    stage: tuple[OneStage, Members], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After SIGSTOP and SIGCONT, or with no processor for a while, every deadline has passed; the stages are not to blame."""
     one, members = stage
-    one.late_s = [STATUS_S + STOPPED_S]
-    assert len(await members.look()) == 1
-    one.late_s = [2 * STATUS_S, 2 * STATUS_S, 0.0]
+    await members.look()  # connected
+    limit_s, stop_s = 0.5, PIECE_S + STOPPED_S + 0.1
+    assert limit_s < stop_s < limit_s + STOPPED_S, "its own deadline is noticed late by less than STOPPED_S"
+    monkeypatch.setattr(members_module, "STATUS_S", limit_s)
+    one.stops_s = [stop_s]
+    assert len(await members.look()) == 1 and not one.stops_s
+    one.stops_s = [stop_s] * 3
     assert not await members.look(), "once only"
-    assert len(one.late_s) == 1
+    assert len(one.stops_s) == 1
 
 
 async def test_a_directory_that_shows_nobody_yet_makes_no_stage_unknown(stage: tuple[OneStage, Members]) -> None:
