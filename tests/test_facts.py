@@ -18,7 +18,7 @@ FACTS: tuple[tuple[str, str, str, str], ...] = (
     (ARCHITECTURE, "Every {:g} seconds a node announces a record", DEFAULTS, "RECORD_RENEW_S"),
     (ARCHITECTURE, "that expires after {:g} seconds", DEFAULTS, "RECORD_LIFE_S"),
     (ARCHITECTURE, "holds up to {} addresses", "swarm/meeting/known_peers.py", "MAX_PEERS"),
-    (ARCHITECTURE, "At most {} are of one network", "swarm/meeting/known_peers.py", "MAX_PER_PREFIX"),
+    (ARCHITECTURE, "At most {} are of one network", "swarm/recent.py", "MAX_PER_PREFIX"),
     (ARCHITECTURE, "at most {} of one PeerID", "swarm/meeting/known_peers.py", "MAX_PER_PEER"),
     (ARCHITECTURE, "finds no peer within {:g} s serves as the first", "swarm/meeting/joining.py", "NEIGHBOUR_S"),
     (ARCHITECTURE, "at most {} entries", "swarm/dht/shelf.py", "MAX_PER_AUTHOR"),

@@ -99,7 +99,7 @@ def listen(find: FindConfig) -> Future[Check]:
     def run() -> None:
         try:
             found.set_result(asyncio.run(neighbours(find)))
-        except BaseException as error:  # who waits raises it
+        except BaseException as error:  # `result()` raises it
             found.set_exception(error)
 
     threading.Thread(target=run, name="neighbours", daemon=True).start()

@@ -28,8 +28,9 @@ from protocols.identity import Identity
 from protocols.ids import PeerId, short_peer
 from swarm.access import Gate
 from swarm.clock import SYSTEM, Clock
-from swarm.dht import checking, daemon, dialling, guard, sockets
+from swarm.dht import checking, daemon, guard, sockets
 from swarm.dht.address import PeerAddress, is_loopback, transport
+from swarm.dht.dial_failures import failure
 from swarm.dht.lookup import BEAM, Lookup
 from swarm.dht.protocol import ASK_S, NUM_REPLICAS, Protocol, Rules
 from swarm.dht.shelf import Shelf
@@ -99,7 +100,7 @@ class Dht:
         try:
             node = await asyncio.shield(creating)
         except asyncio.CancelledError:  # half a second more, or p2pd would outlive us
-            with contextlib.suppress(Exception):  # whatever it says, p2pd has ended then
+            with contextlib.suppress(Exception):  # if it fails, p2pd has ended
                 await _end(await creating)
             raise
         self._is_lost = bool(self._anchors)
@@ -189,7 +190,7 @@ class Dht:
             async with asyncio.timeout(CONNECT_S):
                 await self._connect(address.peer, [address.transport])
         except (ControlFailure, TimeoutError, ValueError, OSError, asyncio.IncompleteReadError) as error:
-            raise PeerUnreachableError(f"no peer answers at {address}: {dialling.reason(error) or 'no answer in time'}") from None
+            raise failure(address, error) from None
         found = await node.call_ping(peer, validate=not self._client_mode, strict=False)
         if found is None:
             if refusal := self._guard.refusal(address.peer):

@@ -30,7 +30,7 @@ def name(root: Path = _ROOT) -> str:
 
 def addresses() -> frozenset[str]:
     """This machine's IPv4 addresses but loopback ones, of interfaces that are up and connected; none = there is no network now."""
-    import psutil  # 10 ms, which who only wants a name need not wait for
+    import psutil  # 10 ms of import, which `name` does not need
 
     states = psutil.net_if_stats()
     return frozenset(

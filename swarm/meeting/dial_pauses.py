@@ -18,7 +18,7 @@ from typing import Protocol
 from protocols.errors import PeerUnreachableError
 from swarm.clock import SYSTEM, Clock
 from swarm.dht.address import PeerAddress
-from swarm.dht.dialling import is_paused
+from swarm.dht.dial_failures import DialPausedError
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class Unpaused:
         try:
             await self._dht.join(address)
             self._note_neighbours()
-        except PeerUnreachableError as error:
-            if not is_paused(error) or self._is_resting:
+        except DialPausedError:
+            if self._is_resting:
                 raise
             await self._answers(address)
             if await self._dht.is_alone() and not self._is_resting:

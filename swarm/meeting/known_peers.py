@@ -21,14 +21,12 @@ from protocols.errors import ConfigError
 from swarm import files
 from swarm.dht.address import PeerAddress
 from swarm.prefixes import prefix
+from swarm.recent import MAX_PER_PREFIX
 
 log = logging.getLogger(__name__)
 
 MAX_PEERS = 16
 """Addresses that are kept."""
-
-MAX_PER_PREFIX = 4
-"""Of these, addresses of one /24 or /48, a private one too, and of all names; more only while there are free places."""
 
 MAX_PER_PEER = 2
 """Of these, addresses of one PeerID, the last ones."""

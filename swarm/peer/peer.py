@@ -129,8 +129,8 @@ class Peer(Greeter):
             self._own(lambda: self._keeper.announce_after_changes(self.directory.refresh))
 
     def _own(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run `work` until we stop; whatever it raises is a fault, which is logged, and it begins again: without one of them, a peer
-        would be lost to the others sooner or later."""
+        """Run `work` until we stop. An error from it is a fault of ours: it is logged, and the work begins again, since without it other
+        peers would lose this one sooner or later."""
 
         async def run() -> None:
             while True:

@@ -82,14 +82,16 @@ class ThinPeer(Greeter):
         await self.close()
 
     async def close(self) -> None:
-        """Write down who has answered, since the given peers may be gone the next time, and let go of every connection, whatever fails
-        before."""
-        async with contextlib.AsyncExitStack() as last_first:
-            last_first.callback(self._held.close)
-            last_first.push_async_callback(self.pool.close)
-            last_first.push_async_callback(self.directory.close)
-            last_first.callback(self.finder.write_down)
-            last_first.push_async_callback(self._tasks.stop)
+        """End the tasks, write down who has answered (the given peers may be gone the next time), and close every connection.
+
+        If one part fails, the others are done all the same.
+        """
+        async with contextlib.AsyncExitStack() as parts:  # the last one comes first
+            parts.callback(self._held.close)
+            parts.push_async_callback(self.pool.close)
+            parts.push_async_callback(self.directory.close)
+            parts.callback(self.finder.write_down)
+            parts.push_async_callback(self._tasks.stop)
 
     def _may_be_seen(self, peer: PeerId) -> bool:
         return self.gate.access.may_be_seen(peer)

@@ -45,7 +45,7 @@ class Blame:
         """`peer` failed: avoid it for AVOID_S, doubled with every strike up to ten minutes.
 
         Where it is avoided already, that is no new strike: many sessions tell of one death. Nor is it one to be full or busy, which passes,
-        and ends the peer's avoidance after AVOID_S whatever its strikes are: it does answer.
+        and then the peer is avoided for AVOID_S, also after many strikes: it does answer.
         """
         self._failures = {other: failure for other, failure in self._failures.items() if now_s - failure.at_s < FORGET_S}
         before = self._failures.get(peer)

@@ -45,7 +45,7 @@ async def test_an_answer_that_came_meanwhile_is_read() -> None:
 
 
 async def test_a_stop_within_a_long_limit_costs_nothing_of_it() -> None:
-    """At the end of the stop the limit would be over, and an answer that is here already needs a few turns of the loop."""
+    """At the end of the stop the limit would be over, and an answer that is here already would not be read in time."""
     limit_s = awake.STOPPED_S
     async with awake.timeout(limit_s) as watch:
         stand_still(awake.PIECE_S + awake.STOPPED_S)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -10,7 +10,7 @@ from protocols.errors import PeerUnreachableError
 from protocols.ids import peer_id_of
 from swarm.clock import Clock
 from swarm.dht.address import PeerAddress
-from swarm.dht.dialling import PAUSED, reason
+from swarm.dht.dial_failures import DialPausedError, failure
 from swarm.meeting.dial_pauses import LONGEST_REST_S, REST_S, Unpaused
 
 WHERE = PeerAddress("ip4", "192.168.1.7", 4001, peer_id_of(bytes(32)))
@@ -20,7 +20,7 @@ WHERE = PeerAddress("ip4", "192.168.1.7", 4001, peer_id_of(bytes(32)))
 class Pausing:
     """A DHT that does not dial."""
 
-    why: str = f"no peer answers: {PAUSED}"
+    failure: PeerUnreachableError | None = field(default_factory=lambda: DialPausedError("p2pd pauses"))
     num_neighbours: int = 0
     num_clients: int = 0
     is_there: bool = True
@@ -30,8 +30,8 @@ class Pausing:
     now_s: float = 0.0
 
     async def join(self, address: PeerAddress) -> None:
-        if self.why:
-            raise PeerUnreachableError(self.why)
+        if self.failure is not None:
+            raise self.failure
         self.num_neighbours = 1
 
     async def is_alone(self) -> bool:
@@ -68,7 +68,7 @@ def unpaused_of(dht: Pausing) -> Unpaused:
         (Pausing(is_there=False), 1),
         (Pausing(num_neighbours=1), 1),
         (Pausing(num_clients=1), 1),
-        (Pausing(why="connection refused"), 0),
+        (Pausing(failure=PeerUnreachableError("connection refused")), 0),
     ],
     ids=["it is not there", "we know others", "a client is connected", "it was dialled"],
 )
@@ -99,9 +99,9 @@ async def test_the_rest_grows_while_no_start_brings_a_neighbour() -> None:
         rests_s.append(rest_s)
     assert rests_s[0] == REST_S and rests_s[-1] == LONGEST_REST_S
     await ended(dht, unpaused)
-    why, dht.why = dht.why, ""
+    paused, dht.failure = dht.failure, None
     await unpaused.join(WHERE)
-    dht.why, dht.num_neighbours = why, 0
+    dht.failure, dht.num_neighbours = paused, 0
     dht.now_s += REST_S
     assert await ended(dht, unpaused) == 9, "a neighbour was met, so it begins with the short rest"
 
@@ -116,15 +116,22 @@ async def test_a_start_that_fails_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("said", "expected", "is_paused"),
     [
-        ("failed to dial 12D3: all dials failed\n  * [/ip4/192.168.1.7/tcp/4001] dial backoff", PAUSED),
+        (
+            "failed to dial 12D3: all dials failed\n  * [/ip4/192.168.1.7/tcp/4001] dial backoff",
+            "p2pd pauses after failed dials",
+            True,
+        ),
         (
             "failed to dial 12D3: all dials failed\n  * [/ip4/192.168.1.7/tcp/4001] dial tcp4: connection refused",
             "tcp4: connection refused",
+            False,
         ),
-        ("x" * 999, "x" * 200),
+        ("x" * 999, "x" * 200, False),
+        ("", "no answer in time", False),
     ],
 )
-def test_what_p2pd_says_of_a_dial_is_a_few_words(said: str, expected: str) -> None:
-    assert reason(ValueError(said)) == expected
+def test_what_p2pd_says_of_a_dial_is_a_few_words(said: str, expected: str, is_paused: bool) -> None:
+    found = failure(WHERE, ValueError(said))
+    assert str(found) == f"no peer answers at {WHERE}: {expected}" and isinstance(found, DialPausedError) is is_paused

@@ -1,4 +1,4 @@
-"""A thin peer lets go of all that it holds, whatever fails."""
+"""A thin peer closes all its parts, also if one fails."""
 
 from __future__ import annotations
 

@@ -118,9 +118,11 @@ async def test_a_peer_that_is_back_is_met_though_the_daemon_would_not_dial_it_ye
 
 @contextlib.contextmanager
 def held_ports(host: str) -> Iterator[int]:
-    """The lower one of two neighbouring ports, for a peer that goes and comes back: meanwhile the kernel gives them to none that asks for
-    any, since sockets are bound to them; who names them has them, since these do not listen. The port below is held, too, as far as it
-    is free: who is given that one would take the next for gRPC."""
+    """The lower one of two neighbouring ports, for a peer that goes and comes back.
+
+    Sockets are bound to both, so the kernel gives them to no process that asks for any port. They do not listen, so a process that names
+    the ports gets them. The port below is held if it is free: a peer that got it would take the next one for gRPC.
+    """
     while True:
         with contextlib.ExitStack() as held:
             port: int = held.enter_context(ports._bound(host, 0)).getsockname()[1]
