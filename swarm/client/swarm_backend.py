@@ -45,7 +45,9 @@ class SwarmBackend:
         self.new_session = sessions
         self._loop, self._releases = loop, [release]
         self._open: set[Session] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
+        """Sessions whose hops are being told that they have ended."""
+        self._closing: asyncio.Task[None] | None = None
         self._is_closed = False
         self._leave_the_exit = loop.at_exit(self._end_at_exit)
 
@@ -71,15 +73,18 @@ class SwarmBackend:
             self._loop.call_soon(self._start_closing)
 
     def _start_closing(self) -> None:
-        self._keep(asyncio.ensure_future(self._close()))
+        self._closing = self._closing or asyncio.ensure_future(self._close())  # asyncio itself holds tasks weakly
 
     async def _end_at_exit(self) -> None:
-        """Sessions end before the peer that they ask: else each would report that it cannot be asked any more."""
-        await self._close()
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        self._start_closing()
+        assert self._closing is not None
+        await self._closing
 
     async def _close(self) -> None:
-        await asyncio.gather(*(session.close() for session in self._open), return_exceptions=True)
+        """End all sessions, and then let go of the peer: without it their hops cannot be told, and would keep them for long."""
+        for session in [*self._open]:
+            self.end(session)
+        await asyncio.gather(*self._ending, return_exceptions=True)
         while self._releases:
             self._releases.pop()()
         self._leave_the_exit()
@@ -98,11 +103,8 @@ class SwarmBackend:
 
     def end(self, session: Session) -> None:
         self._open.discard(session)
-        self._keep(asyncio.ensure_future(session.close()))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._closing.add(task)  # asyncio itself holds tasks weakly
-        task.add_done_callback(self._closing.discard)
+        self._ending.add(task := asyncio.ensure_future(session.close()))
+        task.add_done_callback(self._ending.discard)
 
 
 class SwarmSession:
