@@ -23,8 +23,8 @@ class Tasks:
         task.add_done_callback(self._running.discard)
         return task
 
-    async def wait(self, within_s: float) -> None:
-        """Return when all have ended, or after so many seconds."""
+    async def wait(self, within_s: float | None = None) -> None:
+        """Return when all have ended, or after so many seconds (None: however long it takes)."""
         if self._running:
             await asyncio.wait(tuple(self._running), timeout=within_s)
 

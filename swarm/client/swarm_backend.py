@@ -21,6 +21,7 @@ from swarm.client.loop import BackgroundLoop
 from swarm.client.remote_pass import PassWays
 from swarm.client.swarm_pass import SwarmPass
 from swarm.inference.client.session import Session
+from swarm.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class SwarmBackend:
         self.new_session = sessions
         self._loop, self._releases = loop, [release]
         self._open: set[Session] = set()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending = Tasks()
         """Sessions whose hops are being told that they have ended."""
         self._closing: asyncio.Task[None] | None = None
         self._is_closed = False
@@ -84,7 +85,7 @@ class SwarmBackend:
         """End all sessions, and then let go of the peer: without it their hops cannot be told, and would keep them for long."""
         for session in [*self._open]:
             self.end(session)
-        await asyncio.gather(*self._ending, return_exceptions=True)
+        await self._ending.wait()
         while self._releases:
             self._releases.pop()()
         self._leave_the_exit()
@@ -103,8 +104,7 @@ class SwarmBackend:
 
     def end(self, session: Session) -> None:
         self._open.discard(session)
-        self._ending.add(task := asyncio.ensure_future(session.close()))
-        task.add_done_callback(self._ending.discard)
+        self._ending.keep(session.close(), f"end of {session}")
 
 
 class SwarmSession:

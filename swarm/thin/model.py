@@ -10,6 +10,7 @@ async with open_model("tiny", peers=["/ip4/…/p2p/…"], root=folder) as model:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from swarm.routing.regard import regard_of
 from swarm.routing.router import Router
 from swarm.streams.links import Links
 from swarm.suggestion import NodeCommand
+from swarm.tasks import Tasks
 from swarm.thin import model_lookup, served_model
 from swarm.thin.embedding import embed
 from swarm.thin.generation import Limits, TokenSequence
@@ -57,6 +59,8 @@ class ThinModel:
         self._router = Router(peer.directory, peer.ping, Weights(served.id), served.num_blocks, hosting, regard_of(peer),
                               takes_newest=served.is_in_training)  # fmt: skip
         self._sessions: list[Session] = []
+        self._ending = Tasks()
+        """Sessions whose hops are being told that they have ended."""
         self._prefixes = None if served.is_in_training else Prefixes(self._router.clock.now_s)
 
     def start(self) -> TokenSequence:
@@ -142,7 +146,8 @@ class ThinModel:
         self._sessions.remove(session)
         is_asked = keep_for is not None and len(sequence.held) >= MIN_TOKENS
         try:
-            await session.close(keep_s=KEEP_S if prefixes is not None and is_asked else 0)
+            keep_s = KEEP_S if prefixes is not None and is_asked else 0
+            await asyncio.shield(self._ending.keep(session.close(keep_s), f"end of {session}"))
             if session.is_kept and prefixes is not None and keep_for is not None:
                 prefixes.add(keep_for, sequence.held, session)
         finally:
@@ -150,9 +155,11 @@ class ThinModel:
                 prefixes.open.remove(sequence)
 
     async def close(self) -> None:
-        """End every session."""
+        """End every session; returns when their hops have been told, also of those that a cancelled `end` began to end."""
         while self._sessions:
-            await self._sessions.pop().close()
+            session = self._sessions.pop()
+            self._ending.keep(session.close(), f"end of {session}")
+        await self._ending.wait()
         self._router.close()
 
 

@@ -16,6 +16,7 @@ from openai import OpenAI
 from node.gateway import GatewayConfig, create_app
 from node.gateway.answers.gateway import Gateway
 from swarm.clock import SYSTEM
+from swarm.tasks import Tasks
 from swarm.thin.defaults import read_defaults
 from swarm.thin.generation import TokenSequence
 from swarm.thin.model import ThinModel
@@ -33,10 +34,7 @@ class ToyThinModel(ThinModel):
         self.model = swarm.toys.model
         self.defaults, self.tokenizer = read_defaults(swarm.path), SandboxedTokenizer(sandbox, swarm.path)
         self._swarm, self._sessions, self._prefixes = swarm, [], Prefixes(SYSTEM.now_s) if has_cache else None
-
-    async def close(self) -> None:
-        while self._sessions:
-            await self._sessions.pop().close()
+        self._ending, self._router = Tasks(), swarm.toys.router
 
     def start(self) -> TokenSequence:
         session = self._swarm.toys.session(**self._swarm.sizes)
