@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from node.device.kept import NO_CLIENT
 from swarm.clock import SYSTEM
+from swarm.tasks import Tasks
 from swarm.thin.generation import Limits, TokenSequence, generate
 from swarm.thin.model import ThinModel
 from swarm.thin.prefixes import Prefixes
@@ -31,7 +32,7 @@ class Stress(ThinModel):
     """A model whose sessions are those of a swarm in this process, and what is asked of it."""
 
     def __init__(self, swarm: WireSwarm, seed: int) -> None:
-        self._swarm, self._sessions, self._prefixes = swarm, [], Prefixes(SYSTEM.now_s)
+        self._swarm, self._sessions, self._prefixes, self._ending = swarm, [], Prefixes(SYSTEM.now_s), Tasks()
         self.draw = random.Random(seed)
         self.answers: list[tuple[list[int], list[int]]] = []
         self.num_reused = self.num_cancelled = 0
